@@ -1,0 +1,1 @@
+//! Block devices: what a disk driver offers.

@@ -1,0 +1,28 @@
+//! What a driver needs from the machine, and what a driver offers.
+//!
+//! A driver crate depends on this crate alone and contains no `unsafe`: registers
+//! are reached through [`Mmio`], memory shared with a device through [`DmaBuffer`],
+//! both bounds-checked. The kernel implements [`DmaAllocator`], [`Interrupt`] and
+//! [`PciFunction`]; [`block`] and [`net`] hold what the drivers implement.
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+pub mod block;
+mod dma;
+mod mmio;
+pub mod net;
+pub mod pci;
+
+pub use dma::{DmaAllocator, DmaBuffer, DmaSegment};
+pub use mmio::Mmio;
+pub use pci::{Interrupt, PciFunction};
+
+/// A vCPU of the pVM, counted from 0. Queues and interrupts belong to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(pub u32);
+
+/// A NUMA node, counted from 0 as Xen does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Node(pub u32);

@@ -1,0 +1,1 @@
+//! Network devices: what a NIC driver offers.

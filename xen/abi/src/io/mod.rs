@@ -1,0 +1,2 @@
+//! `xen/include/public/io`: the protocols between front ends and back ends.
+//! One module for each header.

@@ -1,0 +1,1 @@
+//! A strict simulated Xen for host tests and fuzzers.
