@@ -7,6 +7,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod ids;
 pub mod io;
 
@@ -16,3 +17,6 @@ pub use ids::{DomId, EvtchnPort, GrantRef};
 pub const PAGE_SIZE: usize = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
+
+/// Every header that has a list, for `cargo xtask abi-check`.
+pub const CHECKED_HEADERS: &[check::Header] = &[];
