@@ -14,10 +14,12 @@ mod dma;
 mod mmio;
 pub mod net;
 pub mod pci;
+pub mod timer;
 
 pub use dma::{DmaAllocator, DmaBuffer, DmaSegment};
 pub use mmio::Mmio;
 pub use pci::{Interrupt, PciFunction};
+pub use timer::Timer;
 
 /// A vCPU of the pVM, counted from 0. Queues and interrupts belong to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
