@@ -6,6 +6,7 @@
 
 use crate::Node;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
@@ -60,6 +61,21 @@ impl DmaBuffer {
             bus_addr,
             release,
         }
+    }
+
+    /// Two handles on the same `pages` of zeroed heap memory that a test calls
+    /// `bus_addr`: one for the driver, one for the fake device.
+    pub fn pair(pages: usize, bus_addr: u64) -> (Self, Self) {
+        let heap: Box<[HeapPage]> = (0..pages).map(|_| HeapPage([0; 4096])).collect();
+        let shared = Arc::new(Heap(Box::into_raw(heap)));
+        let base = NonNull::new(shared.0.cast::<u8>()).expect("a box is never null");
+        let handle = |keep: Arc<Heap>| Self {
+            base,
+            len: pages * 4096,
+            bus_addr,
+            release: Some(Box::new(move || drop(keep))),
+        };
+        (handle(shared.clone()), handle(shared))
     }
 
     /// Length in bytes, a multiple of the page size.
@@ -161,6 +177,26 @@ impl Drop for DmaBuffer {
         if let Some(release) = self.release.take() {
             release();
         }
+    }
+}
+
+/// A page of heap memory, aligned as a device's memory is.
+#[repr(align(4096))]
+struct HeapPage(#[expect(dead_code, reason = "reached through raw pointers only")] [u8; 4096]);
+
+/// The memory behind a [`DmaBuffer::pair`].
+struct Heap(*mut [HeapPage]);
+
+// SAFETY: the pointer is only used to free the box, by the last owner.
+unsafe impl Send for Heap {}
+// SAFETY: as above; nothing is read through a shared `Heap`.
+unsafe impl Sync for Heap {}
+
+impl Drop for Heap {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw` in `pair`; both handles hold an `Arc` of it in
+        // their `release`, so no handle is left.
+        drop(unsafe { Box::from_raw(self.0) });
     }
 }
 

@@ -4,6 +4,7 @@
     reason = "the register layer: the one place that touches MMIO"
 )]
 
+use alloc::boxed::Box;
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -53,6 +54,14 @@ impl Mmio {
     /// The run is device memory mapped uncached and is never unmapped; for tests,
     /// ordinary memory that outlives the value.
     pub const unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len }
+    }
+
+    /// Ordinary zeroed memory in place of registers, never freed: for a fake device that
+    /// looks at what its driver wrote, and puts there what the driver shall read.
+    pub fn leaked(len: usize) -> Self {
+        let words = Box::leak(alloc::vec![0u64; len.div_ceil(8)].into_boxed_slice());
+        let base = NonNull::new(words.as_mut_ptr().cast::<u8>()).expect("a box is never null");
         Self { base, len }
     }
 

@@ -18,4 +18,4 @@ mod shared;
 
 pub use byte_ring::{ByteRing, ByteRingLayout};
 pub use ring::{BackRing, FrontRing, Kick, RingError};
-pub use shared::SharedPages;
+pub use shared::{SharedHeap, SharedPages};

@@ -63,17 +63,8 @@ impl SharedPages {
     /// Zeroed memory of our own, with a second handle on it for the other side.
     /// For tests and for both ends of an in-process ring.
     pub fn pair(len: usize) -> (Self, Self) {
-        let words = vec![0u64; len.div_ceil(8)].into_boxed_slice();
-        let shared = alloc::sync::Arc::new(Backing(Box::into_raw(words)));
-        let base = NonNull::new(shared.0.cast::<u8>()).expect("a box is never null");
-        let end = |keep: alloc::sync::Arc<Backing>| -> Self {
-            Self {
-                base,
-                len,
-                release: Some(Box::new(move || drop(keep))),
-            }
-        };
-        (end(shared.clone()), end(shared))
+        let heap = SharedHeap::new(len);
+        (heap.handle(None), heap.handle(None))
     }
 
     /// Length in bytes.
@@ -187,7 +178,46 @@ impl Drop for SharedPages {
     }
 }
 
-/// Heap words behind a [`SharedPages::pair`].
+/// Zeroed heap memory with any number of handles, each of which tells when it is
+/// dropped: a simulated guest's pages, as `xen-sim` maps and unmaps them.
+pub struct SharedHeap {
+    shared: alloc::sync::Arc<Backing>,
+    len: usize,
+}
+
+impl fmt::Debug for SharedHeap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedHeap({:p}+{:#x})", self.shared.0, self.len)
+    }
+}
+
+impl SharedHeap {
+    /// `len` zeroed bytes.
+    pub fn new(len: usize) -> Self {
+        let words = vec![0u64; len.div_ceil(8)].into_boxed_slice();
+        Self {
+            shared: alloc::sync::Arc::new(Backing(Box::into_raw(words))),
+            len,
+        }
+    }
+
+    /// A handle on all of it; `on_drop` runs when the handle goes.
+    pub fn handle(&self, on_drop: Option<Box<dyn FnOnce() + Send>>) -> SharedPages {
+        let keep = self.shared.clone();
+        SharedPages {
+            base: NonNull::new(keep.0.cast::<u8>()).expect("a box is never null"),
+            len: self.len,
+            release: Some(Box::new(move || {
+                if let Some(tell) = on_drop {
+                    tell();
+                }
+                drop(keep);
+            })),
+        }
+    }
+}
+
+/// Heap words behind a [`SharedPages::pair`] or [`SharedHeap`].
 struct Backing(*mut [u64]);
 
 // SAFETY: the pointer is the only handle on its box and is only used to free it.
@@ -197,8 +227,8 @@ unsafe impl Sync for Backing {}
 
 impl Drop for Backing {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw` in `pair`, and this is its last owner: both
-        // handles hold an `Arc` of it in their `release`.
+        // SAFETY: made by `Box::into_raw` in `SharedHeap::new`, and this is its last owner:
+        // every handle holds an `Arc` of it in its `release`.
         drop(unsafe { Box::from_raw(self.0) });
     }
 }
