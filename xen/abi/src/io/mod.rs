@@ -1,2 +1,4 @@
 //! `xen/include/public/io`: the protocols between front ends and back ends.
 //! One module for each header.
+
+pub mod netif;
