@@ -1,0 +1,513 @@
+#![allow(clippy::panic, reason = "tests")]
+
+extern crate std;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::Ipv4Addr;
+
+use crate::archive::{ArchiveContents, write};
+use crate::*;
+
+const HOST: [u8; 32] = [7; 32];
+const ALICE: [u8; 32] = [8; 32];
+
+/// A valid archive with this `closer.conf`.
+fn archive(conf: &str) -> Vec<u8> {
+    write(&ArchiveContents {
+        conf: String::from(conf),
+        host_key: Some(HostKey(HOST)),
+        administrators: vec![alice()],
+        guests: vec![String::from("web"), String::from("db")],
+    })
+}
+
+fn alice() -> Administrator {
+    Administrator {
+        name: String::from("alice@desk"),
+        key: PublicKey(ALICE),
+    }
+}
+
+/// An archive of any files.
+fn files(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, data) in files {
+        cpio::push(&mut bytes, 1, name, 0o644, data);
+    }
+    cpio::finish(&mut bytes);
+    bytes
+}
+
+fn lines(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_full_configuration_is_read_without_complaint() {
+    let conf = "# the rack's first\nhostname = \"a1.rack\"\nnic = 0000:03:00.1 # left\n\
+                ip = 10.0.2.15/24\ngateway=10.0.2.2\ndns = 9.9.9.9\nport = 9000\nmc = 2\n\
+                loglevel = debug\npanic = halt\n";
+    let (config, complaints) = parse(b"", Some(&archive(conf)));
+    assert_eq!(lines(&complaints), Vec::<String>::new());
+    assert_eq!(
+        config,
+        HostConfig {
+            hostname: String::from("a1.rack"),
+            nic: Nic::Pci(PciAddress {
+                segment: 0,
+                bus: 3,
+                device: 0,
+                function: 1
+            }),
+            address: Address::Static {
+                address: Ipv4Addr::new(10, 0, 2, 15),
+                prefix: 24,
+                gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+                dns: Some(Ipv4Addr::new(9, 9, 9, 9)),
+            },
+            rpc_port: 9000,
+            mc_cores: 2,
+            log_level: LogLevel::Debug,
+            panic_action: PanicAction::Halt,
+            host_key: Some(HostKey(HOST)),
+            administrators: vec![alice()],
+            guests: vec![String::from("web"), String::from("db")],
+        }
+    );
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let line = b"hostname=b2 ip=dhcp nic=52:54:00:12:34:56 mc=3 panic=5 loglevel=warn \
+                 port=1 guests=a,b noapic acpi=off\0 never=read";
+    let conf = "hostname = a1\nip = 10.0.2.15/24\nmc = 1\n";
+    let (config, complaints) = parse(line, Some(&archive(conf)));
+    assert_eq!(lines(&complaints), Vec::<String>::new());
+    assert_eq!(config.hostname, "b2");
+    assert_eq!(config.address, Address::Dhcp);
+    assert_eq!(config.nic, Nic::Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
+    assert_eq!(config.mc_cores, 3);
+    assert_eq!(config.rpc_port, 1);
+    assert_eq!(config.log_level, LogLevel::Warn);
+    assert_eq!(config.panic_action, PanicAction::Reboot { after_s: 5 });
+    assert_eq!(config.guests, ["a", "b"]);
+    let (config, _) = parse(b"guests=none", Some(&archive("")));
+    assert!(config.guests.is_empty());
+}
+
+#[test]
+fn each_bad_value_gives_one_line_and_its_default() {
+    let cases = [
+        (
+            "hostname=-x",
+            "command line: hostname=-x: expected letters, digits, - and ., at most 63; using closer",
+        ),
+        (
+            "hostname=a..b",
+            "command line: hostname=a..b: expected letters, digits, - and ., at most 63; using closer",
+        ),
+        (
+            "nic=one",
+            "command line: nic=one: expected a number, a MAC address or a PCI address; using the first",
+        ),
+        (
+            "nic=01:00:5e:00:00:01",
+            "command line: nic=01:00:5e:00:00:01: expected a number, a MAC address or a PCI address; using the first",
+        ),
+        (
+            "nic=00:20.0",
+            "command line: nic=00:20.0: expected a number, a MAC address or a PCI address; using the first",
+        ),
+        (
+            "ip=10.0.2.15",
+            "command line: ip=10.0.2.15: expected dhcp or ADDRESS/PREFIX; using dhcp",
+        ),
+        (
+            "ip=10.0.2.0/24",
+            "command line: ip=10.0.2.0/24: expected dhcp or ADDRESS/PREFIX; using dhcp",
+        ),
+        (
+            "ip=10.0.2.1/33",
+            "command line: ip=10.0.2.1/33: expected dhcp or ADDRESS/PREFIX; using dhcp",
+        ),
+        (
+            "ip=224.0.0.1/24",
+            "command line: ip=224.0.0.1/24: expected dhcp or ADDRESS/PREFIX; using dhcp",
+        ),
+        (
+            "gateway=10.0.2.2",
+            "command line: gateway=10.0.2.2: needs ip=ADDRESS/PREFIX; ignored",
+        ),
+        (
+            "port=0",
+            "command line: port=0: expected a number from 1 to 65535; using 8006",
+        ),
+        (
+            "port=+1",
+            "command line: port=+1: expected a number from 1 to 65535; using 8006",
+        ),
+        (
+            "mc=65",
+            "command line: mc=65: expected a number from 1 to 64; using 1",
+        ),
+        (
+            "loglevel=loud",
+            "command line: loglevel=loud: expected error, warn, info, debug or trace; using info",
+        ),
+        (
+            "panic=soon",
+            "command line: panic=soon: expected halt, or seconds up to 86400; using 10",
+        ),
+        (
+            "quiet",
+            "command line: quiet: not of the form key=value; ignored",
+        ),
+        (
+            "root=/dev/sda1",
+            "command line: root=/dev/sda1: unknown key; ignored",
+        ),
+        (
+            "hostkey=0123",
+            "command line: hostkey: a secret does not belong here; ignored",
+        ),
+        (
+            "guests=a,/etc",
+            "command line: /etc: expected a guest's name (letters, digits, . _ + : -; at most 63); ignored",
+        ),
+        (
+            "mc=1\u{7f}\u{e9}",
+            "command line: mc=1\\u{7f}\\u{e9}: expected a number from 1 to 64; using 1",
+        ),
+    ];
+    for (option, expected) in cases {
+        let conf = if option.starts_with("hostname") {
+            ""
+        } else {
+            "hostname = closer"
+        };
+        let (config, complaints) = parse(option.as_bytes(), Some(&archive(conf)));
+        assert_eq!(lines(&complaints), [expected], "{option}");
+        let default = HostConfig {
+            host_key: Some(HostKey(HOST)),
+            administrators: vec![alice()],
+            guests: config.guests.clone(),
+            ..HostConfig::default()
+        };
+        assert_eq!(config, default, "{option}");
+    }
+}
+
+#[test]
+fn a_bad_gateway_leaves_the_address() {
+    let line = b"hostname=a ip=10.0.2.15/24 gateway=10.0.3.1 dns=no";
+    let (config, complaints) = parse(line, Some(&archive("")));
+    assert_eq!(
+        lines(&complaints),
+        [
+            "command line: gateway=10.0.3.1: expected another address in the network of ip; using none",
+            "command line: dns=no: expected an address; using none",
+        ]
+    );
+    let Address::Static {
+        gateway, prefix, ..
+    } = config.address
+    else {
+        panic!("{config:?}");
+    };
+    assert_eq!((gateway, prefix), (None, 24));
+}
+
+#[test]
+fn a_host_that_nobody_could_manage_halts() {
+    let key = [b'7'; 64];
+    let admin = format!("{} bob\n", "8".repeat(64));
+    let good: &[(&str, &[u8])] = &[
+        ("closer.conf", b"hostname=a"),
+        ("host.key", &key),
+        ("admins", admin.as_bytes()),
+    ];
+    assert_eq!(parse(b"", Some(&files(good))).1, []);
+
+    type Case<'a> = (Option<Vec<u8>>, &'a [&'a str]);
+    let cases: [Case<'_>; 9] = [
+        (
+            None,
+            &["boot archive: Xen passed none (add the module to the boot entry); halting"],
+        ),
+        (
+            Some(vec![]),
+            &["boot archive: not a newc cpio: it ends early; halting"],
+        ),
+        (
+            Some(vec![b'x'; 200]),
+            &["boot archive: not a newc cpio: no magic number where a file starts; halting"],
+        ),
+        (
+            Some(vec![0x1f, 0x8b, 8, 0]),
+            &["boot archive: compressed with gzip, must be a plain cpio -H newc; halting"],
+        ),
+        (
+            Some(files(&[good[0], good[2]])),
+            &["host.key: missing; halting"],
+        ),
+        (
+            Some(files(&[good[0], good[1]])),
+            &["admins: missing; halting"],
+        ),
+        (
+            Some(files(&[good[0], good[1], ("admins", b"# none\n")])),
+            &["admins: nothing usable in it; halting"],
+        ),
+        (
+            Some(files(&[good[0], good[2], ("host.key", b"abc")])),
+            &["host.key: expected one key, 64 hex digits or base64; halting"],
+        ),
+        (
+            Some(files(&[good[0], good[1], ("admins", b"abc bob\n")])),
+            &[
+                "admins:1: bob: expected KEY name, KEY 64 hex digits or base64; ignored",
+                "admins: nothing usable in it; halting",
+            ],
+        ),
+    ];
+    for (bytes, expected) in cases {
+        let (_, complaints) = parse(b"hostname=a", bytes.as_deref());
+        assert_eq!(lines(&complaints), expected);
+        assert!(complaints.iter().any(Diagnostic::is_fatal));
+    }
+}
+
+#[test]
+fn odd_files_are_named_and_the_rest_counts() {
+    let key = [b'7'; 64];
+    let admins = format!("{0} bob\n{0} bob2\n{1}\n", "8".repeat(64), "9".repeat(64));
+    let bytes = files(&[
+        (
+            "./closer.conf",
+            b"hostname = a\nhostname = b\nnonsense\nguests = x\n",
+        ),
+        ("/host.key", &key),
+        ("admins", admins.as_bytes()),
+        ("init", b"#!/bin/sh"),
+        ("admins", b""),
+        ("guests", b"\xff"),
+    ]);
+    let (config, complaints) = parse(b"", Some(&bytes));
+    assert_eq!(
+        lines(&complaints),
+        [
+            "boot archive: init: unknown file; ignored",
+            "boot archive: admins: there twice; using the earlier one",
+            "closer.conf:2: hostname=b: given twice; using the later one",
+            "closer.conf:3: nonsense: not of the form key=value; ignored",
+            "guests: not UTF-8 text; ignored",
+            "closer.conf:4: guests=x: needs to stand in the file guests; ignored",
+            "admins:2: bob2: repeated; ignored",
+            "admins:3: expected a name of printable ASCII, at most 63 long, after the key; ignored",
+        ]
+    );
+    assert_eq!(config.hostname, "b");
+    assert_eq!(config.administrators.len(), 1);
+}
+
+#[test]
+fn diagnostics_are_bounded_but_fatal_ones_always_there() {
+    let conf = "x\n".repeat(1000);
+    let bytes = files(&[("closer.conf", conf.as_bytes())]);
+    let (_, complaints) = parse(b"", Some(&bytes));
+    assert_eq!(complaints.len(), MAX_DIAGNOSTICS + 2);
+    assert_eq!(complaints.iter().filter(|d| d.is_fatal()).count(), 2);
+}
+
+#[test]
+fn archives_beyond_the_bounds_are_refused() {
+    let mut bytes = Vec::new();
+    for _ in 0..cpio::MAX_ENTRIES {
+        cpio::push(&mut bytes, 1, "x", 0, b"");
+    }
+    cpio::finish(&mut bytes);
+    assert_eq!(
+        cpio::read(&bytes),
+        Err(cpio::CpioError::TooMuch("64 files"))
+    );
+    let big = vec![b'0'; cpio::MAX_ARCHIVE + 1];
+    assert_eq!(cpio::read(&big), Err(cpio::CpioError::TooMuch("1 MiB")));
+}
+
+#[test]
+fn every_truncation_of_an_archive_halts() {
+    let whole = archive("hostname = a");
+    let end = whole
+        .len()
+        .min(whole.iter().rposition(|b| *b != 0).map_or(0, |i| i + 2));
+    assert_eq!(parse(b"", Some(&whole[..end])).1, []);
+    for cut in 0..end {
+        let (_, complaints) = parse(b"", Some(&whole[..cut]));
+        assert!(complaints.iter().any(Diagnostic::is_fatal), "cut at {cut}");
+    }
+}
+
+/// The real program reads what we write, and we read what it writes.
+#[test]
+fn cpio_the_program_agrees() {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let run = |dir: &std::path::Path, args: &[&str], input: &[u8]| -> Option<Vec<u8>> {
+        let mut child = match Command::new("cpio")
+            .args(args)
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+        {
+            Ok(child) => child,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => panic!("cpio: {error}"),
+        };
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        Some(output.stdout)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let whole = archive("hostname = a\n");
+    let Some(_) = run(dir.path(), &["-i", "--no-absolute-filenames"], &whole) else {
+        std::eprintln!("skipped: cpio is not installed");
+        return;
+    };
+    assert_eq!(
+        std::fs::read(dir.path().join("closer.conf")).unwrap(),
+        b"hostname = a\n"
+    );
+    assert_eq!(
+        std::fs::read(dir.path().join("guests")).unwrap(),
+        b"web\ndb\n"
+    );
+    let names = b".\n./closer.conf\n./host.key\n./admins\n./guests\n";
+    let theirs = run(dir.path(), &["-o", "-H", "newc"], names).unwrap();
+    assert_eq!(parse(b"", Some(&theirs)), parse(b"", Some(&whole)));
+    assert_eq!(parse(b"", Some(&theirs)).1, []);
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn config() -> impl Strategy<Value = HostConfig> {
+        let nic = prop_oneof![
+            (0u32..256).prop_map(Nic::Index),
+            any::<[u8; 6]>().prop_map(|mut mac| {
+                mac[0] &= !1;
+                Nic::Mac(mac)
+            }),
+            (any::<u16>(), any::<u8>(), 0u8..32, 0u8..8).prop_map(
+                |(segment, bus, device, function)| {
+                    Nic::Pci(PciAddress {
+                        segment,
+                        bus,
+                        device,
+                        function,
+                    })
+                }
+            ),
+        ];
+        let address = prop_oneof![
+            Just(Address::Dhcp),
+            (1u8..255, any::<bool>(), any::<bool>()).prop_map(|(last, gateway, dns)| {
+                Address::Static {
+                    address: Ipv4Addr::new(192, 168, 1, if last == 1 { 2 } else { last }),
+                    prefix: 24,
+                    gateway: gateway.then_some(Ipv4Addr::new(192, 168, 1, 1)),
+                    dns: dns.then_some(Ipv4Addr::new(8, 8, 8, 8)),
+                }
+            }),
+        ];
+        let name = "[a-zA-Z0-9]([a-z0-9-]{0,20}[a-z0-9])?";
+        let level = prop_oneof![
+            Just(LogLevel::Error),
+            Just(LogLevel::Warn),
+            Just(LogLevel::Info),
+            Just(LogLevel::Debug),
+            Just(LogLevel::Trace)
+        ];
+        let panic = prop_oneof![
+            Just(PanicAction::Halt),
+            (1..=MAX_PANIC_REBOOT_S).prop_map(|after_s| PanicAction::Reboot { after_s })
+        ];
+        let key = any::<[u8; 32]>().prop_filter("zero is no key", |key| *key != [0; 32]);
+        let admins = proptest::collection::btree_map(key.clone(), "[!-~&&[^#]]{1,63}", 1..8);
+        let guests = proptest::collection::btree_set("[a-z0-9][a-z0-9._+:-]{0,20}", 0..8);
+        (
+            (name, nic, address, 1u16.., 1u32..=64),
+            (level, panic, key, admins, guests),
+        )
+            .prop_map(
+                |(
+                    (hostname, nic, address, rpc_port, mc_cores),
+                    (log_level, panic_action, key, admins, guests),
+                )| {
+                    HostConfig {
+                        hostname,
+                        nic,
+                        address,
+                        rpc_port,
+                        mc_cores,
+                        log_level,
+                        panic_action,
+                        host_key: Some(HostKey(key)),
+                        administrators: admins
+                            .into_iter()
+                            .map(|(key, name)| Administrator {
+                                name,
+                                key: PublicKey(key),
+                            })
+                            .collect(),
+                        guests: guests.into_iter().collect(),
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(config in config()) {
+            let bytes = write(&ArchiveContents::from(&config));
+            prop_assert_eq!(parse(b"", Some(&bytes)), (config, vec![]));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(line: Vec<u8>, bytes: Vec<u8>) {
+            let (_, complaints) = parse(&line, Some(&bytes));
+            prop_assert!(complaints.iter().any(Diagnostic::is_fatal));
+        }
+
+        #[test]
+        fn any_text_in_the_files_is_survived(line: String, conf: String, admins: Vec<u8>, guests: String) {
+            let bytes = files(&[
+                ("closer.conf", conf.as_bytes()),
+                ("admins", &admins),
+                ("guests", guests.as_bytes()),
+            ]);
+            let (_, complaints) = parse(line.as_bytes(), Some(&bytes));
+            for complaint in complaints {
+                let line = complaint.to_string();
+                prop_assert!(line.bytes().all(|b| (b' '..=b'~').contains(&b)), "{}", line);
+                prop_assert!(line.len() < 1200);
+            }
+        }
+
+        #[test]
+        fn any_change_of_a_byte_is_survived(at: proptest::sample::Index, value: u8) {
+            let mut bytes = archive("hostname = a\nip = dhcp\n");
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            let mut data = vec![0, 0];
+            data.extend_from_slice(&bytes);
+            crate::fuzz::parse(&data);
+        }
+    }
+}
