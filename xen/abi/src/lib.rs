@@ -7,9 +7,20 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod arch_x86;
 pub mod check;
+pub mod errno;
+pub mod event_channel;
+pub mod grant_table;
 pub mod ids;
 pub mod io;
+pub mod memory;
+pub mod physdev;
+pub mod platform;
+pub mod sched;
+pub mod vcpu;
+pub mod version;
+pub mod xen;
 
 pub use ids::{DomId, EvtchnPort, GrantRef};
 
@@ -19,4 +30,17 @@ pub const PAGE_SIZE: usize = 4096;
 pub const PAGE_SHIFT: u32 = 12;
 
 /// Every header that has a list, for `cargo xtask abi-check`.
-pub const CHECKED_HEADERS: &[check::Header] = &[io::netif::CHECK];
+pub const CHECKED_HEADERS: &[check::Header] = &[
+    arch_x86::CHECK,
+    errno::CHECK,
+    event_channel::CHECK,
+    grant_table::CHECK,
+    memory::CHECK,
+    physdev::CHECK,
+    platform::CHECK,
+    sched::CHECK,
+    vcpu::CHECK,
+    version::CHECK,
+    xen::CHECK,
+    io::netif::CHECK,
+];
