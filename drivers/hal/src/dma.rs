@@ -78,6 +78,19 @@ impl DmaBuffer {
         (handle(shared.clone()), handle(shared))
     }
 
+    /// The same buffer, which also calls `then` once it has been released: how a fake
+    /// machine learns that its driver let go of the memory.
+    pub fn when_released(mut self, then: Box<dyn FnOnce() + Send>) -> Self {
+        let first = self.release.take();
+        self.release = Some(Box::new(move || {
+            if let Some(release) = first {
+                release();
+            }
+            then();
+        }));
+        self
+    }
+
     /// Length in bytes, a multiple of the page size.
     pub fn len(&self) -> usize {
         self.len
