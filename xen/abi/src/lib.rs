@@ -43,4 +43,5 @@ pub const CHECKED_HEADERS: &[check::Header] = &[
     version::CHECK,
     xen::CHECK,
     io::netif::CHECK,
+    io::xs_wire::CHECK,
 ];

@@ -2,3 +2,4 @@
 //! One module for each header.
 
 pub mod netif;
+pub mod xs_wire;
