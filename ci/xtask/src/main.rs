@@ -1,1 +1,93 @@
-fn main() {}
+//! `cargo xtask`: builds, checks, boots and measures Closer. `cargo xtask help` lists the
+//! commands; each installs and fetches what it needs first.
+
+mod bed;
+mod build;
+mod cache;
+mod debian;
+mod elf;
+mod keys;
+mod paths;
+mod process;
+mod qemu;
+mod qmp;
+mod setup;
+mod up;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Builds, checks, boots and measures Closer.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install the programs and fetch the pieces that the other commands need
+    Setup,
+    /// Build target/closer/closer-pvm and target/release/closer
+    Build {
+        /// Only the kernel
+        #[arg(long)]
+        kernel: bool,
+    },
+    /// Boot Xen and Closer and leave them running
+    Up {
+        #[command(flatten)]
+        options: qemu::BedOptions,
+        /// Forget the disks and keys of the bed before
+        #[arg(long)]
+        fresh: bool,
+        /// Boot what was built last
+        #[arg(long)]
+        no_build: bool,
+    },
+    /// End what `up` left running
+    Down,
+    /// Say whether the bed is up
+    Status,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let paths = paths::Paths::find()?;
+    process::end_children_on_interrupt()?;
+    match command {
+        Command::Setup => {
+            let mut setup = setup::Setup::open(&paths)?;
+            for version in setup::XenVersion::ALL {
+                setup.xen(version)?;
+                setup.headers(version)?;
+            }
+            setup.linux(debian::Suite::Trixie)?;
+            setup.linux(debian::Suite::Bookworm)?;
+            setup.grub()?;
+            setup.xen_utils()?;
+            println!("{} is complete", paths.cache.display());
+            Ok(())
+        }
+        Command::Build { kernel: true } => build::kernel(&paths),
+        Command::Build { kernel: false } => build::build(&paths),
+        Command::Up {
+            options,
+            fresh,
+            no_build,
+        } => up::up(&paths, &options, fresh, !no_build),
+        Command::Down => up::down(&paths),
+        Command::Status => up::status(&paths),
+    }
+}
