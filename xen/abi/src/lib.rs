@@ -9,15 +9,19 @@
 
 pub mod arch_x86;
 pub mod check;
+pub mod domctl;
+pub mod elfnote;
 pub mod errno;
 pub mod event_channel;
 pub mod grant_table;
+pub mod hvm;
 pub mod ids;
 pub mod io;
 pub mod memory;
 pub mod physdev;
 pub mod platform;
 pub mod sched;
+pub mod sysctl;
 pub mod vcpu;
 pub mod version;
 pub mod xen;
@@ -32,13 +36,23 @@ pub const PAGE_SHIFT: u32 = 12;
 /// Every header that has a list, for `cargo xtask abi-check`.
 pub const CHECKED_HEADERS: &[check::Header] = &[
     arch_x86::CHECK,
+    domctl::CHECK,
+    domctl::v4_17::CHECK,
+    domctl::v4_19::CHECK,
+    elfnote::CHECK,
+    elfnote::features::CHECK,
     errno::CHECK,
     event_channel::CHECK,
     grant_table::CHECK,
+    hvm::params::CHECK,
+    hvm::params::numbers::CHECK,
+    hvm::save::CHECK,
+    hvm::start_info::CHECK,
     memory::CHECK,
     physdev::CHECK,
     platform::CHECK,
     sched::CHECK,
+    sysctl::CHECK,
     vcpu::CHECK,
     version::CHECK,
     xen::CHECK,

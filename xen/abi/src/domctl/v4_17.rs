@@ -1,0 +1,41 @@
+//! What Xen 4.17 and 4.18 have of their own: number and createdomain.
+
+use crate::abi_check;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `XEN_DOMCTL_INTERFACE_VERSION` of 4.17.
+pub const INTERFACE_VERSION: u32 = 0x15;
+/// `XEN_DOMCTL_INTERFACE_VERSION` of 4.18, whose layouts are those of 4.17.
+pub const INTERFACE_VERSION_4_18: u32 = 0x16;
+
+/// `struct xen_domctl_createdomain`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct CreateDomain {
+    pub ssidref: u32,
+    pub handle: [u8; 16],
+    pub flags: u32,
+    pub iommu_opts: u32,
+    pub max_vcpus: u32,
+    pub max_evtchn_port: u32,
+    pub max_grant_frames: i32,
+    pub max_maptrack_frames: i32,
+    pub grant_opts: u32,
+    pub vmtrace_size: u32,
+    pub cpupool_id: u32,
+    pub emulation_flags: u32,
+    pub misc_flags: u32,
+}
+
+const _: () = assert!(size_of::<CreateDomain>() == 64);
+
+abi_check! {
+    header "domctl.h" for "4.17";
+    struct "struct xen_domctl_createdomain" = CreateDomain {
+        "ssidref" => ssidref, "handle" => handle, "flags" => flags, "iommu_opts" => iommu_opts,
+        "max_vcpus" => max_vcpus, "max_evtchn_port" => max_evtchn_port, "max_grant_frames" => max_grant_frames,
+        "max_maptrack_frames" => max_maptrack_frames, "grant_opts" => grant_opts, "vmtrace_size" => vmtrace_size,
+        "cpupool_id" => cpupool_id, "arch.emulation_flags" => emulation_flags, "arch.misc_flags" => misc_flags
+    };
+    const "XEN_DOMCTL_INTERFACE_VERSION" = INTERFACE_VERSION;
+}
