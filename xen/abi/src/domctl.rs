@@ -144,49 +144,98 @@ pub struct GetDomainInfo {
 }
 
 /// `struct xen_domctl_max_mem`, KiB.
-    MaxMem { max_memkb: u64 }
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct MaxMem {
+    pub max_memkb: u64,
 }
-payload! {
-    /// `struct xen_domctl_max_vcpus`.
-    MaxVcpus { max: u32 }
+
+/// `struct xen_domctl_max_vcpus`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct MaxVcpus {
+    pub max: u32,
 }
-payload! {
-    /// `struct xenctl_bitmap`; `bitmap` is a pointer.
-    Bitmap { bitmap: u64, nr_bits: u32, pad: u32 }
+
+/// `struct xenctl_bitmap`; `bitmap` is a pointer.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Bitmap {
+    pub bitmap: u64,
+    pub nr_bits: u32,
+    pub pad: u32,
 }
-payload! {
-    /// `struct xen_domctl_vcpuaffinity`.
-    VcpuAffinity { vcpu: u32, flags: u32, cpumap_hard: Bitmap, cpumap_soft: Bitmap }
+
+/// `struct xen_domctl_vcpuaffinity`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct VcpuAffinity {
+    pub vcpu: u32,
+    pub flags: u32,
+    pub cpumap_hard: Bitmap,
+    pub cpumap_soft: Bitmap,
 }
-payload! {
-    /// `struct xen_domctl_getvcpuinfo`; `cpu_time` in ns.
-    GetVcpuInfo { vcpu: u32, online: u8, blocked: u8, running: u8, pad0: u8, cpu_time: u64, cpu: u32, pad1: u32 }
+
+/// `struct xen_domctl_getvcpuinfo`; `cpu_time` in ns.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct GetVcpuInfo {
+    pub vcpu: u32,
+    pub online: u8,
+    pub blocked: u8,
+    pub running: u8,
+    pub pad0: u8,
+    pub cpu_time: u64,
+    pub cpu: u32,
+    pub pad1: u32,
 }
-payload! {
-    /// `struct xen_domctl_vcpucontext`; `ctxt` points at a `vcpu_guest_context`.
-    VcpuContext { vcpu: u32, pad: u32, ctxt: u64 }
+
+/// `struct xen_domctl_vcpucontext`; `ctxt` points at a `vcpu_guest_context`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct VcpuContext {
+    pub vcpu: u32,
+    pub pad: u32,
+    pub ctxt: u64,
 }
-payload! {
-    /// `struct xen_domctl_hypercall_init`: for PV, a machine frame.
-    HypercallInit { gmfn: u64 }
+
+/// `struct xen_domctl_hypercall_init`: for PV, a machine frame.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct HypercallInit {
+    pub gmfn: u64,
 }
-payload! {
-    /// `struct xen_domctl_hvmcontext`; `buffer` is a pointer, `size` bytes.
-    HvmContext { size: u32, pad: u32, buffer: u64 }
+
+/// `struct xen_domctl_hvmcontext`; `buffer` is a pointer, `size` bytes.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct HvmContext {
+    pub size: u32,
+    pub pad: u32,
+    pub buffer: u64,
 }
-payload! {
-    /// `struct xen_domctl_paging_mempool`, bytes.
-    PagingMempool { size: u64 }
+
+/// `struct xen_domctl_paging_mempool`, bytes.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct PagingMempool {
+    pub size: u64,
 }
-payload! {
-    /// `struct xen_domctl_cpu_policy`; `leaves` and `msrs` are pointers.
-    CpuPolicy {
-        nr_leaves: u32, nr_msrs: u32, leaves: u64, msrs: u64,
-        err_leaf: u32, err_subleaf: u32, err_msr: u32, pad: u32,
-    }
+
+/// `struct xen_domctl_cpu_policy`; `leaves` and `msrs` are pointers.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct CpuPolicy {
+    pub nr_leaves: u32,
+    pub nr_msrs: u32,
+    pub leaves: u64,
+    pub msrs: u64,
+    pub err_leaf: u32,
+    pub err_subleaf: u32,
+    pub err_msr: u32,
+    pub pad: u32,
 }
-payload! {
-    /// `xen_cpuid_leaf_t`.
+/// `xen_cpuid_leaf_t`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct CpuidLeaf {

@@ -60,52 +60,116 @@ pub struct Sysctl {
 }
 
 /// `struct xen_sysctl_readconsole`; `buffer` is a pointer.
-    ReadConsole { clear: u8, incremental: u8, pad0: u8, pad1: u8, index: u32, buffer: u64, count: u32, pad2: u32 }
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct ReadConsole {
+    pub clear: u8,
+    pub incremental: u8,
+    pub pad0: u8,
+    pub pad1: u8,
+    pub index: u32,
+    pub buffer: u64,
+    pub count: u32,
+    pub pad2: u32,
 }
-payload! {
-    /// `struct xen_sysctl_physinfo`.
-    PhysInfo {
-        threads_per_core: u32, cores_per_socket: u32, nr_cpus: u32, max_cpu_id: u32,
-        nr_nodes: u32, max_node_id: u32, cpu_khz: u32, capabilities: u32,
-        arch_capabilities: u32, pad: u32,
-        total_pages: u64, free_pages: u64, scrub_pages: u64, outstanding_pages: u64, max_mfn: u64,
-        hw_cap: [u32; 8],
-    }
+
+/// `struct xen_sysctl_physinfo`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct PhysInfo {
+    pub threads_per_core: u32,
+    pub cores_per_socket: u32,
+    pub nr_cpus: u32,
+    pub max_cpu_id: u32,
+    pub nr_nodes: u32,
+    pub max_node_id: u32,
+    pub cpu_khz: u32,
+    pub capabilities: u32,
+    pub arch_capabilities: u32,
+    pub pad: u32,
+    pub total_pages: u64,
+    pub free_pages: u64,
+    pub scrub_pages: u64,
+    pub outstanding_pages: u64,
+    pub max_mfn: u64,
+    pub hw_cap: [u32; 8],
 }
-payload! {
-    /// `struct xen_sysctl_getdomaininfolist`; `buffer` is a pointer.
-    GetDomainInfoList { first_domain: u16, pad0: u16, max_domains: u32, buffer: u64, num_domains: u32, pad1: u32 }
+
+/// `struct xen_sysctl_getdomaininfolist`; `buffer` is a pointer.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct GetDomainInfoList {
+    pub first_domain: u16,
+    pub pad0: u16,
+    pub max_domains: u32,
+    pub buffer: u64,
+    pub num_domains: u32,
+    pub pad1: u32,
 }
-payload! {
-    /// `struct xen_sysctl_debug_keys`; `keys` is a pointer.
-    DebugKeys { keys: u64, nr_keys: u32, pad: u32 }
+
+/// `struct xen_sysctl_debug_keys`; `keys` is a pointer.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct DebugKeys {
+    pub keys: u64,
+    pub nr_keys: u32,
+    pub pad: u32,
 }
-payload! {
-    /// `struct xen_sysctl_cpuinfo`, ns.
-    CpuInfo { idletime: u64 }
+
+/// `struct xen_sysctl_cpuinfo`, ns.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct CpuInfo {
+    pub idletime: u64,
 }
-payload! {
-    /// `struct xen_sysctl_getcpuinfo`; `info` is a pointer.
-    GetCpuInfo { max_cpus: u32, pad0: u32, info: u64, nr_cpus: u32, pad1: u32 }
+
+/// `struct xen_sysctl_getcpuinfo`; `info` is a pointer.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct GetCpuInfo {
+    pub max_cpus: u32,
+    pub pad0: u32,
+    pub info: u64,
+    pub nr_cpus: u32,
+    pub pad1: u32,
 }
-payload! {
-    /// `struct xen_sysctl_cputopo`.
-    CpuTopo { core: u32, socket: u32, node: u32 }
+
+/// `struct xen_sysctl_cputopo`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct CpuTopo {
+    pub core: u32,
+    pub socket: u32,
+    pub node: u32,
 }
-payload! {
-    /// `struct xen_sysctl_cputopoinfo`; `cputopo` is a pointer.
-    CpuTopoInfo { num_cpus: u32, pad: u32, cputopo: u64 }
+
+/// `struct xen_sysctl_cputopoinfo`; `cputopo` is a pointer.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct CpuTopoInfo {
+    pub num_cpus: u32,
+    pub pad: u32,
+    pub cputopo: u64,
 }
-payload! {
-    /// `struct xen_sysctl_meminfo`, bytes.
-    MemInfo { memsize: u64, memfree: u64 }
+
+/// `struct xen_sysctl_meminfo`, bytes.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct MemInfo {
+    pub memsize: u64,
+    pub memfree: u64,
 }
-payload! {
-    /// `struct xen_sysctl_numainfo`; `meminfo` and `distance` are pointers.
-    NumaInfo { num_nodes: u32, pad: u32, meminfo: u64, distance: u64 }
+
+/// `struct xen_sysctl_numainfo`; `meminfo` and `distance` are pointers.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct NumaInfo {
+    pub num_nodes: u32,
+    pub pad: u32,
+    pub meminfo: u64,
+    pub distance: u64,
 }
-payload! {
-    /// `struct xen_sysctl_cpu_policy`; `leaves` and `msrs` are pointers.
+/// `struct xen_sysctl_cpu_policy`; `leaves` and `msrs` are pointers.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct CpuPolicy {
