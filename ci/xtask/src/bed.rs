@@ -122,6 +122,9 @@ impl Bed {
             if self.serial().lines().any(|line| line.contains(text)) {
                 return Ok(());
             }
+            if let Some(line) = self.serial().lines().find(|line| is_the_end(line)) {
+                bail!("{}", line.trim());
+            }
             if !runs {
                 bail!("QEMU ended: {}", process::tail(&self.files.qemu_log(), 5));
             }
@@ -191,6 +194,13 @@ impl Drop for Bed {
             }
         }
     }
+}
+
+/// Whether Xen says that there is no dom0 any more.
+fn is_the_end(line: &str) -> bool {
+    ["Hardware Dom0 ", "Domain 0 crashed", "Panic on CPU"]
+        .iter()
+        .any(|mark| line.contains(mark))
 }
 
 /// The QEMU process of a bed's folder, if it runs.

@@ -279,7 +279,7 @@ pub fn command(
     add_nics(&mut qemu, options, rpc);
     let mut xen = format!(
         "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all bootscrub=0 \
-         sched_ratelimit_us=0 dom0_mem={mem},max:{mem} dom0_max_vcpus={vcpus} dom0_vcpus_pin",
+         sched_ratelimit_us=0 dom0_mem={mem} dom0_max_vcpus={vcpus} dom0_vcpus_pin",
         mem = options.dom0_mem,
         vcpus = nodes * cores,
     );
