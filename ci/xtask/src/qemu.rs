@@ -2,7 +2,8 @@
 //!
 //! A two-socket q35 under TCG with a NUMA node a socket, an NVMe disk, an igb NIC on
 //! user networking, and Xen's serial console in a file. PCI addresses are fixed, so
-//! that a boot archive may name a NIC by its address.
+//! that a boot archive may name a NIC by its address; an igb takes the slot behind its
+//! own as well (its virtual functions' numbers follow from its own).
 
 use crate::setup::XenVersion;
 use anyhow::{Context, Result, bail, ensure};
@@ -326,7 +327,7 @@ fn add_disks(qemu: &mut Command, options: &BedOptions, files: &BedFiles) -> Resu
             &files.extra_disk(number),
             &format!("disk{number}"),
             DiskModel::Nvme,
-            7 + number,
+            9 + number,
         )?;
     }
     Ok(())
@@ -363,7 +364,7 @@ fn add_nics(qemu: &mut Command, options: &BedOptions, rpc: Option<(u16, u16)>) {
     if let Some(nic) = options.nic2 {
         qemu.args(["-netdev", "user,id=n1,net=10.0.3.0/24"]);
         qemu.arg("-device")
-            .arg(device(nic, "n1", "52:54:00:12:34:57", 7));
+            .arg(device(nic, "n1", "52:54:00:12:34:57", 8));
     }
 }
 
