@@ -1,0 +1,364 @@
+//! The static switch: who gets a frame.
+//!
+//! The toolstack knows every address, so nothing is learnt: a frame for an address that
+//! no port has goes to the NIC if it came from us, and nowhere if it came from the NIC.
+//! A port may send with its own address only. Each vCPU looks frames up in its own
+//! reference to an immutable table; changes make a new table, which the vCPUs take over
+//! at their next batch.
+
+use crate::headers;
+use crate::port::{Inbox, Limits, Refused};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hal::VcpuId;
+use hal::net::{Frame, MacAddr, PacketPool};
+use spin::Mutex;
+
+/// Why a port could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwitchError {
+    /// Another port has this address.
+    AddressTaken(MacAddr),
+    /// A multicast address cannot be a port's.
+    NotUnicast(MacAddr),
+    /// The uplink on this vCPU exists.
+    UplinkTaken(VcpuId),
+}
+
+impl fmt::Display for SwitchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddressTaken(mac) => write!(f, "MAC address {mac} is in use"),
+            Self::NotUnicast(mac) => write!(f, "{mac} is not a unicast MAC address"),
+            Self::UplinkTaken(vcpu) => write!(f, "vCPU {} has an uplink already", vcpu.0),
+        }
+    }
+}
+
+impl core::error::Error for SwitchError {}
+
+#[derive(Clone, Debug)]
+struct Station {
+    mac: MacAddr,
+    inbox: Arc<Inbox>,
+}
+
+#[derive(Clone, Debug)]
+struct Uplink {
+    vcpu: VcpuId,
+    inbox: Arc<Inbox>,
+}
+
+/// One immutable picture of the ports.
+#[derive(Clone, Debug, Default)]
+struct Table {
+    /// Sorted by address.
+    stations: Vec<Station>,
+    /// Sorted by vCPU.
+    uplinks: Vec<Uplink>,
+}
+
+impl Table {
+    fn station(&self, mac: MacAddr) -> Option<&Station> {
+        let at = self
+            .stations
+            .binary_search_by_key(&mac, |station| station.mac)
+            .ok()?;
+        self.stations.get(at)
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    version: AtomicU64,
+    table: Mutex<Arc<Table>>,
+}
+
+impl Shared {
+    fn change<R>(&self, change: impl FnOnce(&mut Table) -> R) -> R {
+        let mut current = self.table.lock();
+        let mut table = Table::clone(&current);
+        let result = change(&mut table);
+        *current = Arc::new(table);
+        self.version.fetch_add(1, Ordering::Release);
+        result
+    }
+}
+
+/// One network: a switch with its ports. Cheap to clone; for any vCPU.
+#[derive(Clone, Debug)]
+pub struct Switch(Arc<Shared>);
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Switch {
+    /// A switch without ports.
+    pub fn new() -> Self {
+        Self(Arc::new(Shared {
+            version: AtomicU64::new(1),
+            table: Mutex::new(Arc::new(Table::default())),
+        }))
+    }
+
+    /// Adds the port of a guest device or of our own stack.
+    pub fn add_port(&self, mac: MacAddr, limits: Limits) -> Result<Port, SwitchError> {
+        if mac.is_multicast() {
+            return Err(SwitchError::NotUnicast(mac));
+        }
+        let inbox = Arc::new(Inbox::new(limits));
+        self.0.change(|table| {
+            match table
+                .stations
+                .binary_search_by_key(&mac, |station| station.mac)
+            {
+                Ok(_) => Err(SwitchError::AddressTaken(mac)),
+                Err(at) => {
+                    let inbox = inbox.clone();
+                    table.stations.insert(at, Station { mac, inbox });
+                    Ok(())
+                }
+            }
+        })?;
+        Ok(Port {
+            shared: self.0.clone(),
+            mac,
+            inbox,
+        })
+    }
+
+    /// Adds the NIC queue that serves a vCPU. A vCPU without one uses the queue of
+    /// another, chosen by its number.
+    pub fn add_uplink(&self, vcpu: VcpuId, limits: Limits) -> Result<UplinkPort, SwitchError> {
+        let inbox = Arc::new(Inbox::new(limits));
+        self.0.change(|table| {
+            match table
+                .uplinks
+                .binary_search_by_key(&vcpu, |uplink| uplink.vcpu)
+            {
+                Ok(_) => Err(SwitchError::UplinkTaken(vcpu)),
+                Err(at) => {
+                    let inbox = inbox.clone();
+                    table.uplinks.insert(at, Uplink { vcpu, inbox });
+                    Ok(())
+                }
+            }
+        })?;
+        Ok(UplinkPort {
+            shared: self.0.clone(),
+            vcpu,
+            inbox,
+        })
+    }
+
+    /// The addresses of all ports: what the NIC shall accept.
+    pub fn addresses(&self) -> Vec<MacAddr> {
+        let table = self.0.table.lock().clone();
+        table.stations.iter().map(|station| station.mac).collect()
+    }
+
+    /// A look-up for tasks of one vCPU.
+    pub fn view(&self, vcpu: VcpuId) -> View {
+        View {
+            shared: self.0.clone(),
+            vcpu,
+            version: 0,
+            table: Arc::default(),
+        }
+    }
+}
+
+/// A station's place at the switch. Dropping it takes the station off.
+#[derive(Debug)]
+pub struct Port {
+    shared: Arc<Shared>,
+    mac: MacAddr,
+    inbox: Arc<Inbox>,
+}
+
+impl Port {
+    /// Its address.
+    pub fn mac(&self) -> MacAddr {
+        self.mac
+    }
+
+    /// Frames for it.
+    pub fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    /// A look-up for the task that serves it.
+    pub fn view(&self, vcpu: VcpuId) -> View {
+        Switch(self.shared.clone()).view(vcpu)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.inbox.set_open(false);
+        self.shared
+            .change(|table| table.stations.retain(|station| station.mac != self.mac));
+        self.inbox.purge();
+    }
+}
+
+/// A NIC queue's place at the switch. Dropping it takes the queue off.
+#[derive(Debug)]
+pub struct UplinkPort {
+    shared: Arc<Shared>,
+    vcpu: VcpuId,
+    inbox: Arc<Inbox>,
+}
+
+impl UplinkPort {
+    /// Frames to be sent.
+    pub fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    /// The vCPU it serves.
+    pub fn vcpu(&self) -> VcpuId {
+        self.vcpu
+    }
+
+    /// A look-up for the task that serves it.
+    pub fn view(&self) -> View {
+        Switch(self.shared.clone()).view(self.vcpu)
+    }
+}
+
+impl Drop for UplinkPort {
+    fn drop(&mut self) {
+        self.inbox.set_open(false);
+        self.shared
+            .change(|table| table.uplinks.retain(|uplink| uplink.vcpu != self.vcpu));
+        self.inbox.purge();
+    }
+}
+
+/// Who sends a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The station with this address, which it must send with.
+    Station(MacAddr),
+    /// The NIC.
+    Uplink,
+}
+
+/// What became of a frame.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Handed to this many receivers.
+    Forwarded(usize),
+    /// Nobody has the address, or who has it takes no more: dropped.
+    Dropped,
+    /// Sent with an address that is not the sender's: dropped.
+    Spoofed,
+    /// The uplink is full: wait for room in this inbox, then try again with the frame.
+    Busy(Frame, Arc<Inbox>),
+}
+
+/// One vCPU's look-up.
+#[derive(Debug)]
+pub struct View {
+    shared: Arc<Shared>,
+    vcpu: VcpuId,
+    version: u64,
+    table: Arc<Table>,
+}
+
+impl View {
+    /// Takes over changes of the ports; once a batch is enough.
+    pub fn refresh(&mut self) {
+        let version = self.shared.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.table = self.shared.table.lock().clone();
+            self.version = version;
+        }
+    }
+
+    fn uplink(&self) -> Option<&Uplink> {
+        let uplinks = &self.table.uplinks;
+        match uplinks.binary_search_by_key(&self.vcpu, |uplink| uplink.vcpu) {
+            Ok(at) => uplinks.get(at),
+            Err(_) => uplinks.get(self.vcpu.0 as usize % uplinks.len().max(1)),
+        }
+    }
+
+    /// Sends a frame to whom its destination says. Copies for further receivers of a
+    /// group come from `pool`, the sender's: who floods pays.
+    pub fn forward(&self, source: Source, frame: Frame, pool: &PacketPool) -> Verdict {
+        let mut head = [0; headers::ETHERNET];
+        if frame.len() < head.len() {
+            return Verdict::Dropped;
+        }
+        frame.read(0, &mut head);
+        let Some((to, from)) = headers::addresses(&head) else {
+            return Verdict::Dropped;
+        };
+        if let Source::Station(own) = source
+            && from != own
+        {
+            return Verdict::Spoofed;
+        }
+        if to.is_multicast() {
+            return self.flood(source, frame, pool);
+        }
+        if let Some(station) = self.table.station(to) {
+            if source == Source::Station(to) {
+                return Verdict::Dropped;
+            }
+            return match station.inbox.push(frame) {
+                Ok(()) => Verdict::Forwarded(1),
+                Err(_) => Verdict::Dropped,
+            };
+        }
+        match (source, self.uplink()) {
+            (Source::Station(_), Some(uplink)) => Self::to_uplink(uplink, frame),
+            _ => Verdict::Dropped,
+        }
+    }
+
+    fn to_uplink(uplink: &Uplink, frame: Frame) -> Verdict {
+        match uplink.inbox.push(frame) {
+            Ok(()) => Verdict::Forwarded(1),
+            Err(Refused::Full(frame)) => Verdict::Busy(frame, uplink.inbox.clone()),
+            Err(Refused::Closed(_)) => Verdict::Dropped,
+        }
+    }
+
+    fn flood(&self, source: Source, frame: Frame, pool: &PacketPool) -> Verdict {
+        let mut receivers = self
+            .table
+            .stations
+            .iter()
+            .filter(|station| source != Source::Station(station.mac))
+            .map(|station| &station.inbox)
+            .chain(
+                self.uplink()
+                    .filter(|_| source != Source::Uplink)
+                    .map(|uplink| &uplink.inbox),
+            )
+            .peekable();
+        let mut count = 0;
+        while let Some(inbox) = receivers.next() {
+            if receivers.peek().is_none() {
+                // The last one gets the frame itself.
+                count += usize::from(inbox.push(frame).is_ok());
+                break;
+            }
+            if let Some(copy) = frame.duplicate(pool) {
+                count += usize::from(inbox.push(copy).is_ok());
+            }
+        }
+        match count {
+            0 => Verdict::Dropped,
+            count => Verdict::Forwarded(count),
+        }
+    }
+}

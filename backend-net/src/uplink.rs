@@ -1,0 +1,216 @@
+//! The task of one NIC queue, on the vCPU that the queue belongs to.
+
+use crate::offload::{Next, Segments, fill_checksum, prepare_for_nic};
+use crate::stop::Stop;
+use crate::switch::{Source, UplinkPort, Verdict, View};
+use crate::vif::yield_now;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::future::poll_fn;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::task::{Context, Poll};
+use hal::net::{Checksum, Frame, NetQueue, Offloads, PacketPool};
+
+/// Frames handled in each direction before other tasks have their turn.
+const BUDGET: usize = 64;
+
+/// What one NIC queue moved.
+#[derive(Debug, Default)]
+pub struct UplinkCounters {
+    /// Frames sent.
+    pub tx_frames: AtomicU64,
+    /// Bytes of them.
+    pub tx_bytes: AtomicU64,
+    /// Frames too long for the wire.
+    pub tx_dropped: AtomicU64,
+    /// Frames received.
+    pub rx_frames: AtomicU64,
+    /// Bytes of them.
+    pub rx_bytes: AtomicU64,
+    /// Received frames that nobody took.
+    pub rx_dropped: AtomicU64,
+}
+
+/// A NIC queue and all that its task needs.
+pub struct Uplink {
+    /// The queue, started on this vCPU.
+    pub queue: Box<dyn NetQueue>,
+    /// What the NIC can do.
+    pub offloads: Offloads,
+    /// The longest frame for its wire, without FCS.
+    pub max_frame: usize,
+    /// Its place at the switch.
+    pub port: UplinkPort,
+    /// Packet memory of this vCPU.
+    pub pool: PacketPool,
+    /// What it moved.
+    pub counters: Arc<UplinkCounters>,
+}
+
+impl core::fmt::Debug for Uplink {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Uplink")
+            .field("port", &self.port)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Moves frames between a NIC queue and the switch until stopped.
+pub async fn serve(mut uplink: Uplink, stop: Stop) {
+    let mut view = uplink.port.view();
+    let mut out = Outgoing::default();
+    loop {
+        view.refresh();
+        let received = uplink.receive(&view);
+        let sent = uplink.send(&mut out);
+        if received || sent {
+            yield_now().await;
+        }
+        let stopped = poll_fn(|cx| {
+            if stop.poll(cx) {
+                return Poll::Ready(true);
+            }
+            let mut ready = uplink.queue.poll_work(cx).is_ready();
+            ready |= uplink.poll_send(&out, cx);
+            ready |= uplink.poll_refill(cx);
+            if ready {
+                Poll::Ready(false)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        if stopped {
+            return;
+        }
+    }
+}
+
+/// What is on its way to the ring.
+#[derive(Default)]
+struct Outgoing {
+    next: Option<Frame>,
+    cutting: Option<Segments>,
+    short_of_memory: bool,
+}
+
+impl Uplink {
+    /// Each received frame goes to its own receiver at once.
+    fn receive(&mut self, view: &View) -> bool {
+        let mut count = 0;
+        while count < BUDGET {
+            let Some(frame) = self.queue.recv() else {
+                break;
+            };
+            count += 1;
+            let len = frame.len() as u64;
+            self.counters.rx_frames.fetch_add(1, Ordering::Relaxed);
+            self.counters.rx_bytes.fetch_add(len, Ordering::Relaxed);
+            match view.forward(Source::Uplink, frame, &self.pool) {
+                Verdict::Forwarded(_) => {}
+                _ => {
+                    self.counters.rx_dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        self.queue.refill();
+        count > 0
+    }
+
+    fn send(&mut self, out: &mut Outgoing) -> bool {
+        self.queue.reclaim();
+        let mut count = 0;
+        while count < BUDGET && self.queue.has_room() {
+            let Some(frame) = self.next_frame(out) else {
+                break;
+            };
+            let len = frame.len() as u64;
+            if let Err(frame) = self.queue.send(frame) {
+                out.next = Some(frame);
+                break;
+            }
+            count += 1;
+            self.counters.tx_frames.fetch_add(1, Ordering::Relaxed);
+            self.counters.tx_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        if count > 0 {
+            self.queue.kick();
+            self.queue.reclaim();
+        }
+        count > 0
+    }
+
+    /// The next frame in a form that the NIC takes.
+    fn next_frame(&self, out: &mut Outgoing) -> Option<Frame> {
+        out.short_of_memory = false;
+        loop {
+            let mut frame = match (out.next.take(), &mut out.cutting) {
+                (Some(frame), _) => return Some(frame),
+                (None, Some(segments)) => match segments.next(&self.pool) {
+                    Next::Segment(frame) => frame,
+                    Next::NoMemory => {
+                        out.short_of_memory = true;
+                        return None;
+                    }
+                    Next::Done => {
+                        out.cutting = None;
+                        continue;
+                    }
+                },
+                (None, None) => self.port.inbox().pop()?,
+            };
+            if wire_len(&frame) > self.max_frame {
+                self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            if !self.offloads.can_send(&frame) {
+                match Segments::of(frame) {
+                    Ok(segments) => {
+                        out.cutting = Some(segments);
+                        continue;
+                    }
+                    Err(back) => frame = back,
+                }
+                if !self.offloads.can_send(&frame) {
+                    fill_checksum(&mut frame);
+                }
+            }
+            if !self.offloads.can_send(&frame) {
+                // Too many parts: not with frames of whole pages.
+                self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            prepare_for_nic(&frame);
+            return Some(frame);
+        }
+    }
+
+    /// Whether there is something to send and room for it.
+    fn poll_send(&self, out: &Outgoing, cx: &mut Context<'_>) -> bool {
+        if !self.queue.has_room() {
+            // `poll_work` is ready once a frame has gone.
+            return false;
+        }
+        if out.short_of_memory {
+            return self.pool.poll_available(1, cx).is_ready();
+        }
+        out.next.is_some()
+            || out.cutting.is_some()
+            || self.port.inbox().poll_readable(cx).is_ready()
+    }
+
+    /// Posts the receive buffers that were missing, or waits for memory.
+    fn poll_refill(&mut self, cx: &mut Context<'_>) -> bool {
+        let missing = self.queue.refill();
+        missing > 0 && self.pool.poll_available(missing.min(16), cx).is_ready()
+    }
+}
+
+/// Bytes of the longest frame that this one becomes on the wire.
+fn wire_len(frame: &Frame) -> usize {
+    match (frame.mss, frame.checksum) {
+        (Some(mss), Checksum::Partial(layout)) => layout.headers() + usize::from(mss.get()),
+        _ => frame.len(),
+    }
+}
