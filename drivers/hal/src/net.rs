@@ -8,10 +8,12 @@
 mod frame;
 mod mac;
 mod pool;
+mod wakers;
 
 pub use frame::{Checksum, Frame, FramePart, IpVersion, L4, Layout, MAX_PARTS};
 pub use mac::MacAddr;
 pub use pool::{BUFFER_SIZE, PacketBuffer, PacketPool, PoolUse};
+pub use wakers::WakerQueue;
 
 use crate::{Interrupt, VcpuId};
 use alloc::boxed::Box;

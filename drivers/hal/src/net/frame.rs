@@ -79,9 +79,9 @@ pub enum Checksum {
     Unknown,
     /// It is in the frame and was found right.
     Verified,
-    /// It is still to be filled in. The field holds the sum over the pseudo header: with
-    /// the transport length, but with length 0 if [`Frame::mss`] is set, as the 82576
-    /// and its like want it.
+    /// It is still to be filled in. What the field holds meanwhile is unspecified, but for
+    /// a frame given to a NIC: the sum over the pseudo header, with the transport length,
+    /// or with length 0 if [`Frame::mss`] is set, as the 82576 and its like want it.
     Partial(Layout),
 }
 

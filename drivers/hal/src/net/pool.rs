@@ -1,10 +1,11 @@
+use super::WakerQueue;
 use crate::{DmaAllocator, DmaBuffer, Node};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll};
 use crossbeam_queue::ArrayQueue;
 
 /// Bytes in a packet buffer: one page, since neither a grant copy nor a PCI page
@@ -20,15 +21,7 @@ struct Home {
     /// Buffers that exist: free ones and those in somebody's hands.
     allocated: AtomicUsize,
     max: usize,
-    waiters: ArrayQueue<Waker>,
-}
-
-impl Home {
-    fn wake_one(&self) {
-        if let Some(waker) = self.waiters.pop() {
-            waker.wake();
-        }
-    }
+    waiters: WakerQueue,
 }
 
 /// How full a pool is.
@@ -68,7 +61,7 @@ impl PacketPool {
                 free: ArrayQueue::new(max),
                 allocated: AtomicUsize::new(0),
                 max,
-                waiters: ArrayQueue::new(WAITERS),
+                waiters: WakerQueue::new(WAITERS),
             }),
             allocator,
             node,
@@ -105,10 +98,7 @@ impl PacketPool {
         if self.available() >= count {
             return Poll::Ready(());
         }
-        if self.home.waiters.push(cx.waker().clone()).is_err() {
-            // More tasks than places: ask again at once rather than sleep for ever.
-            cx.waker().wake_by_ref();
-        }
+        self.home.waiters.register(cx.waker());
         // A buffer that came back between the look and the push woke nobody.
         if self.available() >= count {
             return Poll::Ready(());
@@ -182,7 +172,7 @@ impl Drop for PacketBuffer {
             if self.home.free.push(dma).is_err() {
                 self.home.allocated.fetch_sub(1, Ordering::Relaxed);
             }
-            self.home.wake_one();
+            self.home.waiters.wake_one();
         }
     }
 }
@@ -193,6 +183,7 @@ mod tests {
     use super::*;
     use crate::net::tests::HeapDma;
     use alloc::vec::Vec;
+    use core::task::Waker;
 
     #[test]
     fn a_pool_never_grows_past_its_limit_and_reuses_what_comes_back() {
