@@ -6,6 +6,7 @@ mod build;
 mod cache;
 mod debian;
 mod elf;
+mod images;
 mod keys;
 mod paths;
 mod process;
@@ -77,6 +78,9 @@ fn run(command: Command) -> Result<()> {
             setup.linux(debian::Suite::Bookworm)?;
             setup.grub()?;
             setup.xen_utils()?;
+            setup.ramdisk(images::Ramdisk::Small)?;
+            setup.ramdisk(images::Ramdisk::Full)?;
+            setup.debian_root()?;
             println!("{} is complete", paths.cache.display());
             Ok(())
         }
