@@ -4,7 +4,7 @@ use crate::abi_check;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// `XENPF_INTERFACE_VERSION`.
-pub const XENPF_INTERFACE_VERSION: u32 = 50331648;
+pub const XENPF_INTERFACE_VERSION: u32 = 0x0300_0001;
 /// `XENPF_settime64`.
 pub const XENPF_SETTIME64: u32 = 62;
 /// `XENPF_enter_acpi_sleep`.
