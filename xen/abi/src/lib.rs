@@ -18,6 +18,7 @@ pub mod hvm;
 pub mod ids;
 pub mod io;
 pub mod memory;
+pub mod memory_foreign;
 pub mod physdev;
 pub mod platform;
 pub mod sched;
@@ -49,6 +50,7 @@ pub const CHECKED_HEADERS: &[check::Header] = &[
     hvm::save::CHECK,
     hvm::start_info::CHECK,
     memory::CHECK,
+    memory_foreign::CHECK,
     physdev::CHECK,
     platform::CHECK,
     sched::CHECK,

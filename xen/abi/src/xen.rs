@@ -66,6 +66,8 @@ numbers! {
 
 /// `MMU_NORMAL_PT_UPDATE`: low bits of [`MmuUpdate::ptr`].
 pub const MMU_NORMAL_PT_UPDATE: u64 = 0;
+/// `MMU_PT_UPDATE_NO_TRANSLATE`: the value holds a machine frame of a translated domain.
+pub const MMU_PT_UPDATE_NO_TRANSLATE: u64 = 3;
 /// `UVMF_TLB_FLUSH`.
 pub const UVMF_TLB_FLUSH: u64 = 1;
 /// `UVMF_INVLPG`.
@@ -312,6 +314,7 @@ abi_check! {
     const "MMUEXT_CLEAR_PAGE" = mmuext::CLEAR_PAGE;
     const "MMUEXT_COPY_PAGE" = mmuext::COPY_PAGE;
     const "MMU_NORMAL_PT_UPDATE" = MMU_NORMAL_PT_UPDATE;
+    const "MMU_PT_UPDATE_NO_TRANSLATE" = MMU_PT_UPDATE_NO_TRANSLATE;
     const "UVMF_TLB_FLUSH" = UVMF_TLB_FLUSH;
     const "UVMF_INVLPG" = UVMF_INVLPG;
     const "UVMF_LOCAL" = UVMF_LOCAL;
