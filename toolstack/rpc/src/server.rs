@@ -1,0 +1,262 @@
+//! The host's side of a connection.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ops::{Deref, DerefMut};
+
+use crate::connection::{Connection, ConnectionError, HandshakeError, read_exact};
+use crate::error::RpcError;
+use crate::hello::{self, HostHello, OURS, Refusal, Versions};
+use crate::key::{PrivateKey, PublicKey};
+use crate::message::{MAX_REQUEST, MAX_RESPONSE, Request, Response};
+use crate::noise::{FIRST_LEN, Responder, Verdict};
+use crate::stream::{ByteStream, Entropy};
+
+/// Whom the host is, and whom it serves.
+#[derive(Clone, Debug)]
+pub struct ServerKeys {
+    /// The host's key.
+    pub private: PrivateKey,
+    /// Administrators: their keys. None: nobody is served.
+    pub administrators: Vec<PublicKey>,
+}
+
+/// A connection whose client is an administrator.
+#[derive(Debug)]
+pub struct ServerConnection<S> {
+    connection: Connection<S>,
+}
+
+/// Receives hello and handshake of a client that has just connected.
+///
+/// Until it returns, the connection holds a few hundred bytes and no more, and the peer
+/// is a stranger: put a deadline of some seconds around it, and bound how many of these
+/// run at once ([`refuse_busy`] for the others).
+///
+/// # Errors
+/// The peer is not served; it has been told why, if it said hello. Close the stream. The errors are
+/// worth a line in the log, but not one each: a stranger makes them at will.
+pub async fn accept<S: ByteStream>(
+    stream: S,
+    keys: &ServerKeys,
+    entropy: &mut dyn Entropy,
+) -> Result<ServerConnection<S>, ConnectionError<S::Error>> {
+    accept_versions(stream, keys, OURS, entropy).await
+}
+
+/// [`accept`] of a host that speaks other versions, for tests.
+///
+/// # Errors
+/// As [`accept`].
+pub async fn accept_versions<S: ByteStream>(
+    mut stream: S,
+    keys: &ServerKeys,
+    ours: Versions,
+    entropy: &mut dyn Entropy,
+) -> Result<ServerConnection<S>, ConnectionError<S::Error>> {
+    let mut prologue = [0; hello::CLIENT_LEN + hello::HOST_LEN];
+
+    let (asked, theirs) = read_hello(&mut stream).await?;
+    let outcome = ours.common(theirs).ok_or(Refusal::Version);
+    let answer = hello::encode_host(HostHello {
+        versions: ours,
+        outcome,
+    });
+    write(&mut stream, &answer).await?;
+    if outcome.is_err() {
+        return Err(HandshakeError::Version { ours, theirs }.into());
+    }
+    prologue[..hello::CLIENT_LEN].copy_from_slice(&asked);
+    prologue[hello::CLIENT_LEN..].copy_from_slice(&answer);
+
+    let mut first = [0; 2 + FIRST_LEN];
+    read_exact(&mut stream, &mut first[..2]).await?;
+    if usize::from(u16::from_le_bytes([first[0], first[1]])) != FIRST_LEN {
+        return Err(HandshakeError::Malformed.into());
+    }
+    let mut first = [0; FIRST_LEN];
+    read_exact(&mut stream, &mut first).await?;
+    let responder = match Responder::read(&keys.private, &prologue, &first, entropy) {
+        Ok(responder) => responder,
+        Err(e) => {
+            // An empty second message: "not for my key".
+            write(&mut stream, &[0, 0]).await?;
+            return Err(HandshakeError::from(e).into());
+        }
+    };
+    let client = responder.client();
+    let verdict = if keys.administrators.contains(&client) {
+        Verdict::Welcome
+    } else {
+        Verdict::UnknownKey
+    };
+    let (second, ciphers) = responder.finish(verdict).map_err(HandshakeError::from)?;
+    let mut framed = [0; 2 + crate::noise::SECOND_LEN];
+    framed[0] = 49;
+    framed[2..].copy_from_slice(&second);
+    write(&mut stream, &framed).await?;
+    match verdict {
+        Verdict::Welcome => Ok(ServerConnection {
+            connection: Connection::new(stream, ciphers, client),
+        }),
+        Verdict::UnknownKey => Err(HandshakeError::UnknownClientKey(client).into()),
+    }
+}
+
+/// Tells a client that the host has too many connections. Then close the stream.
+///
+/// # Errors
+/// It was no client, or is gone.
+pub async fn refuse_busy<S: ByteStream>(stream: &mut S) -> Result<(), ConnectionError<S::Error>> {
+    read_hello(stream).await?;
+    let answer = hello::encode_host(HostHello {
+        versions: OURS,
+        outcome: Err(Refusal::Busy),
+    });
+    write(stream, &answer).await
+}
+
+async fn read_hello<S: ByteStream>(
+    stream: &mut S,
+) -> Result<([u8; hello::CLIENT_LEN], Versions), ConnectionError<S::Error>> {
+    let mut bytes = [0; hello::CLIENT_LEN];
+    read_exact(stream, &mut bytes).await?;
+    match hello::decode_client(&bytes) {
+        Ok(versions) => Ok((bytes, versions)),
+        Err(hello::NotCloser) => Err(HandshakeError::NotCloser.into()),
+    }
+}
+
+async fn write<S: ByteStream>(
+    stream: &mut S,
+    bytes: &[u8],
+) -> Result<(), ConnectionError<S::Error>> {
+    stream
+        .write_all(bytes)
+        .await
+        .map_err(ConnectionError::Stream)
+}
+
+impl<S: ByteStream> ServerConnection<S> {
+    /// A connection without a handshake.
+    pub(crate) fn for_fuzz(connection: Connection<S>) -> Self {
+        ServerConnection { connection }
+    }
+
+    /// The next request; `None`: the client has closed the connection. Requests that
+    /// cannot be read are answered here ([`RpcError::UnknownRequest`]).
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub async fn next_request(&mut self) -> Result<Option<Request>, ConnectionError<S::Error>> {
+        loop {
+            let Some(first) = self.connection.next_frame().await? else {
+                return Ok(None);
+            };
+            match self.connection.rest_of_message(first, MAX_REQUEST).await? {
+                Ok(request) => return Ok(Some(request)),
+                Err(_) => self.respond_error(RpcError::UnknownRequest).await?,
+            }
+        }
+    }
+
+    /// Answers the request.
+    ///
+    /// # Errors
+    /// The connection is over, or the response longer than [`MAX_RESPONSE`] (nothing has been
+    /// sent then).
+    pub async fn respond(&mut self, response: &Response) -> Result<(), ConnectionError<S::Error>> {
+        self.connection.send_message(response, MAX_RESPONSE).await
+    }
+
+    /// Answers the request with an error.
+    ///
+    /// # Errors
+    /// As [`ServerConnection::respond`].
+    pub async fn respond_error(
+        &mut self,
+        error: RpcError,
+    ) -> Result<(), ConnectionError<S::Error>> {
+        self.respond(&Response::Error(error)).await
+    }
+
+    /// `Done`, or the error.
+    ///
+    /// # Errors
+    /// As [`ServerConnection::respond`].
+    pub async fn respond_result(
+        &mut self,
+        result: Result<(), RpcError>,
+    ) -> Result<(), ConnectionError<S::Error>> {
+        match result {
+            Ok(()) => self.respond(&Response::Done).await,
+            Err(error) => self.respond_error(error).await,
+        }
+    }
+
+    /// `Ready`, and then the whole of `bytes` as the host's stream: logs.
+    ///
+    /// # Errors
+    /// The connection is over. That the client did not want all of it is none.
+    pub async fn respond_stream(&mut self, bytes: &[u8]) -> Result<(), ConnectionError<S::Error>> {
+        use crate::transfer::TransferError;
+
+        let len = bytes.len() as u64;
+        self.respond(&Response::Ready { len }).await?;
+        let mut outgoing = self.connection.outgoing();
+        let sent = match outgoing.send(bytes).await {
+            Ok(()) => outgoing.finish().await,
+            Err(e) => Err(e),
+        };
+        match sent {
+            Ok(()) | Err(TransferError::Rejected(_) | TransferError::Aborted(_)) => Ok(()),
+            Err(TransferError::Connection(e)) => Err(e),
+        }
+    }
+}
+
+impl<S> Deref for ServerConnection<S> {
+    type Target = Connection<S>;
+
+    fn deref(&self) -> &Connection<S> {
+        &self.connection
+    }
+}
+
+impl<S> DerefMut for ServerConnection<S> {
+    fn deref_mut(&mut self) -> &mut Connection<S> {
+        &mut self.connection
+    }
+}
+
+/// Checks a name of a guest or a volume: 1 to 64 letters, digits, and any of `+-._`, not
+/// digits alone (a domid) and not beginning with `-` or `.`.
+///
+/// The host checks what it gets, the command line what it sends.
+///
+/// # Errors
+/// [`RpcError::BadName`].
+pub fn check_name(name: &str) -> Result<(), RpcError> {
+    let bad = |why: &str| {
+        // A name is echoed, and a long one would make a long line.
+        let name: String = name.chars().take(80).collect();
+        let why = why.into();
+        Err(RpcError::BadName { name, why })
+    };
+    if name.is_empty() || name.len() > 64 {
+        return bad("1 to 64 characters");
+    }
+    if !name
+        .bytes()
+        .all(|c| c.is_ascii_alphanumeric() || b"+-._".contains(&c))
+    {
+        return bad("letters, digits and +-._ only");
+    }
+    if name.starts_with(['-', '.']) {
+        return bad("begins with - or .");
+    }
+    if name.bytes().all(|c| c.is_ascii_digit()) {
+        return bad("a number would be taken for a domid");
+    }
+    Ok(())
+}
