@@ -1,10 +1,18 @@
 //! Domains: what one is, how it is built, and what its life looks like.
 //!
 //! Pure logic: plans and state tables over small traits; the kernel issues the
-//! hypercalls.
+//! hypercalls ([`hypercalls::Hypercalls`]) and brings kernels and ramdisks
+//! ([`build::ImageSource`]).
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+pub mod build;
 pub mod config;
+pub mod hypercalls;
+pub mod info;
+pub mod xen;
+

@@ -39,7 +39,9 @@ pub struct ModlistEntry {
 }
 
 /// `struct hvm_memmap_table_entry`.
-#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
 #[repr(C)]
 pub struct MemmapEntry {
     pub addr: u64,
