@@ -2,4 +2,5 @@
 //! kernels, read on the administrator's machine.
 #![forbid(unsafe_code)]
 
+pub mod kernel_image;
 pub mod xlcfg;
