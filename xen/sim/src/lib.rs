@@ -16,10 +16,12 @@ mod events;
 mod exec;
 mod grants;
 mod memory;
+mod netfront;
 mod timer;
 
 pub use events::SimEvents;
 pub use exec::{Executor, Task};
 pub use grants::{Counters, SimGrants, SimGuest, StillInUse};
 pub use memory::{DmaFault, GuestPages, Machine, SimAllocator};
+pub use netfront::{NetFront, Received, Sending};
 pub use timer::SimTimer;
