@@ -58,6 +58,7 @@ pub const CHECKED_HEADERS: &[check::Header] = &[
     vcpu::CHECK,
     version::CHECK,
     xen::CHECK,
+    io::blkif::CHECK,
     io::netif::CHECK,
     io::xs_wire::CHECK,
 ];

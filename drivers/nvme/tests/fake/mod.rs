@@ -170,7 +170,7 @@ impl Fake {
         let aqa = self.regs.read32(0x24);
         let base = |at| {
             let base = self.regs.read64(at);
-            assert!(base != 0 && base % 4096 == 0);
+            assert!(base != 0 && base.is_multiple_of(4096));
             base
         };
         let entries = |n: u32| u16::try_from(n & 0xfff).unwrap() + 1;
