@@ -26,7 +26,7 @@ pub const EVTCHNOP_UNMASK: u32 = 9;
 /// `EVTCHNOP_reset`.
 pub const EVTCHNOP_RESET: u32 = 10;
 /// `EVTCHN_2L_NR_CHANNELS`: ports of the two-level ABI.
-pub const EVTCHN_2_L_NR_CHANNELS: usize = 4096;
+pub const EVTCHN_2L_NR_CHANNELS: usize = 4096;
 /// `EVTCHNSTAT_closed`.
 pub const EVTCHNSTAT_CLOSED: u32 = 0;
 /// `EVTCHNSTAT_unbound`.
@@ -168,7 +168,7 @@ abi_check! {
     const "EVTCHNOP_bind_vcpu" = EVTCHNOP_BIND_VCPU;
     const "EVTCHNOP_unmask" = EVTCHNOP_UNMASK;
     const "EVTCHNOP_reset" = EVTCHNOP_RESET;
-    const "EVTCHN_2L_NR_CHANNELS" = EVTCHN_2_L_NR_CHANNELS;
+    const "EVTCHN_2L_NR_CHANNELS" = EVTCHN_2L_NR_CHANNELS;
     const "EVTCHNSTAT_closed" = EVTCHNSTAT_CLOSED;
     const "EVTCHNSTAT_unbound" = EVTCHNSTAT_UNBOUND;
     const "EVTCHNSTAT_interdomain" = EVTCHNSTAT_INTERDOMAIN;

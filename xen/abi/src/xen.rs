@@ -55,6 +55,7 @@ numbers! {
     /// `MMUEXT_*`: operations of `mmuext_op`.
     mmuext:
     PIN_L1_TABLE = 0;
+    PIN_L4_TABLE = 3;
     UNPIN_TABLE = 4;
     TLB_FLUSH_LOCAL = 6;
     INVLPG_LOCAL = 7;
