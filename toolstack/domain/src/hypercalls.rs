@@ -121,6 +121,9 @@ pub trait Hypercalls {
     /// Nanoseconds, monotonic: what a hypercall cost is measured with it.
     fn now_ns(&self) -> u64;
 
+    /// Comes back after `ms` milliseconds.
+    fn sleep_ms(&self, ms: u32) -> impl Future<Output = ()>;
+
     /// Lets other tasks of this vCPU run.
     fn breathe(&self) -> impl Future<Output = ()>;
 }

@@ -12,7 +12,8 @@ extern crate std;
 
 pub mod build;
 pub mod config;
+pub mod destroy;
 pub mod hypercalls;
 pub mod info;
+pub mod placement;
 pub mod xen;
-

@@ -1,0 +1,321 @@
+//! Which node and which cores a new guest gets.
+//!
+//! Algorithm 1 of the paper sends all work for a guest to a core that the guest runs
+//! on, with memory from that core's node. That is worth most if the guest has one
+//! node: so it goes onto one node if its memory fits there and there is a core for each
+//! of its vCPUs, and is spread over as few as possible if not. Cores of the MC are
+//! nobody's; Xen will not keep guests off them, so each vCPU gets a hard affinity.
+
+use crate::build::{Placement, memory_pages};
+use crate::config::{GuestConfig, GuestType};
+use crate::hypercalls::NodeId;
+use crate::xen::HostFacts;
+use alloc::vec::Vec;
+use core::fmt;
+use xen_abi::PAGE_SIZE;
+
+/// A core that can run guests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Core {
+    /// Its CPUs: more than one with hyperthreads.
+    pub cpus: Vec<u32>,
+    /// Where it is.
+    pub node: NodeId,
+    /// vCPUs of guests pinned to it already.
+    pub load: u32,
+}
+
+/// What there is to place guests on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Free pages of each node.
+    pub free: Vec<(NodeId, u64)>,
+    /// Cores other than the MC's.
+    pub cores: Vec<Core>,
+}
+
+impl Host {
+    /// From Xen's facts, the CPUs of the MC, and the pins of the guests that run.
+    pub fn new<'a>(
+        facts: &HostFacts,
+        mc_cpus: &[u32],
+        pins: impl Iterator<Item = &'a [u32]>,
+    ) -> Self {
+        let mut cores: Vec<(u32, u32, Core)> = Vec::new();
+        for cpu in &facts.cpus {
+            match cores
+                .iter_mut()
+                .find(|(socket, core, _)| (*socket, *core) == (cpu.socket, cpu.core))
+            {
+                Some((_, _, core)) => core.cpus.push(cpu.id),
+                None => cores.push((
+                    cpu.socket,
+                    cpu.core,
+                    Core {
+                        cpus: Vec::from([cpu.id]),
+                        node: cpu.node,
+                        load: 0,
+                    },
+                )),
+            }
+        }
+        let mut cores: Vec<Core> = cores
+            .into_iter()
+            .map(|(_, _, core)| core)
+            // A hyperthread of an MC core would take the MC's time.
+            .filter(|core| !core.cpus.iter().any(|cpu| mc_cpus.contains(cpu)))
+            .collect();
+        for pin in pins {
+            for core in &mut cores {
+                if core.cpus.iter().any(|cpu| pin.contains(cpu)) {
+                    core.load += 1;
+                }
+            }
+        }
+        Self {
+            free: facts
+                .nodes
+                .iter()
+                .map(|node| (node.id, node.free / PAGE_SIZE as u64))
+                .collect(),
+            cores,
+        }
+    }
+}
+
+/// What a guest needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Pages of memory.
+    pub pages: u64,
+    /// Pages that Xen needs besides, on the first node.
+    pub overhead: u64,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Physical CPUs that the administrator allows; empty: all.
+    pub cpus: &'a [u32],
+}
+
+impl<'a> Request<'a> {
+    /// What `config` needs.
+    pub fn of(config: &'a GuestConfig) -> Self {
+        // Special pages, ACPI tables, and Xen's structures of a domain: some pages
+        // for each vCPU, and slack.
+        let structures = 512 + 16 * u64::from(config.max_vcpus);
+        let paging = match config.kind {
+            GuestType::Pvh => 256 * u64::from(config.max_vcpus) + u64::from(config.memory_mib),
+            GuestType::Pv => 0,
+        };
+        Self {
+            pages: memory_pages(config),
+            overhead: structures + paging,
+            vcpus: config.max_vcpus,
+            cpus: &config.cpus,
+        }
+    }
+}
+
+/// Why a guest fits nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlacementError {
+    /// Not enough memory, even on all nodes together.
+    Memory {
+        /// Pages asked, with Xen's own.
+        asked: u64,
+        /// Free pages of each node that was allowed.
+        free: Vec<(NodeId, u64)>,
+    },
+    /// None of the allowed CPUs can run guests: they are the MC's, or not there.
+    NoCpu,
+}
+
+impl fmt::Display for PlacementError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PAGES_IN_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
+        match self {
+            Self::Memory { asked, free } => {
+                write!(
+                    f,
+                    "not enough memory: {} MiB asked",
+                    asked.div_ceil(PAGES_IN_MIB)
+                )?;
+                for (node, pages) in free {
+                    write!(f, ", {} MiB free on node {node}", pages / PAGES_IN_MIB)?;
+                }
+                Ok(())
+            }
+            Self::NoCpu => f.write_str("none of the allowed CPUs runs guests"),
+        }
+    }
+}
+
+impl core::error::Error for PlacementError {}
+
+/// Finds the place for a guest.
+///
+/// # Errors
+/// If its memory does not fit, or it may run nowhere.
+pub fn place(host: &Host, request: &Request<'_>) -> Result<Placement, PlacementError> {
+    let cores: Vec<&Core> = host
+        .cores
+        .iter()
+        .filter(|core| {
+            request.cpus.is_empty() || core.cpus.iter().any(|cpu| request.cpus.contains(cpu))
+        })
+        .collect();
+    if cores.is_empty() {
+        return Err(PlacementError::NoCpu);
+    }
+    // Nodes that have such a core; memory elsewhere is taken only if it must be.
+    let mut nodes: Vec<Candidate> = host
+        .free
+        .iter()
+        .map(|&(node, free)| Candidate::new(node, free, &cores, request.vcpus))
+        .collect();
+    let needed = request.pages + request.overhead;
+    let one = nodes
+        .iter()
+        .filter(|node| node.cores >= request.vcpus as usize && node.free >= needed)
+        // The least loaded; of those the one that this guest fills best, so that
+        // large holes stay for large guests.
+        .min_by_key(|node| (node.load, node.free, node.id));
+    let chosen = match one {
+        Some(node) => Vec::from([*node]),
+        None => {
+            // As few as possible: those with the most free memory first, those
+            // without a core of ours last.
+            nodes.sort_by_key(|node| (node.cores == 0, core::cmp::Reverse(node.free), node.id));
+            let enough = (1..=nodes.len()).find(|&count| {
+                let some = &nodes[..count];
+                some.iter().map(|node| node.free).sum::<u64>() >= needed
+                    && some.iter().map(|node| node.cores).sum::<usize>()
+                        >= cores.len().min(request.vcpus as usize)
+            });
+            let Some(count) = enough else {
+                return Err(PlacementError::Memory {
+                    asked: needed,
+                    free: host.free.clone(),
+                });
+            };
+            nodes.truncate(count);
+            nodes
+        }
+    };
+    let (pins, on_node) = pin(&cores, &chosen, request);
+    Ok(Placement {
+        pins,
+        memory: share(&chosen, &on_node, request),
+    })
+}
+
+/// A node as a guest's place.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: NodeId,
+    free: u64,
+    /// Cores that this guest may use.
+    cores: usize,
+    /// Load of the busiest core that it would get there.
+    load: u32,
+}
+
+impl Candidate {
+    fn new(id: NodeId, free: u64, cores: &[&Core], vcpus: u32) -> Self {
+        let mut loads: Vec<u32> = cores
+            .iter()
+            .filter(|core| core.node == id)
+            .map(|core| core.load)
+            .collect();
+        loads.sort_unstable();
+        Self {
+            id,
+            free,
+            cores: loads.len(),
+            load: loads
+                .get((vcpus as usize).saturating_sub(1))
+                .copied()
+                .unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Gives each vCPU the least loaded core of the chosen nodes; with more vCPUs than
+/// cores some get the same. Also how many went to each node.
+fn pin(
+    cores: &[&Core],
+    chosen: &[Candidate],
+    request: &Request<'_>,
+) -> (Vec<Vec<u32>>, Vec<(NodeId, u64)>) {
+    let mut on_node: Vec<(NodeId, u64)> = chosen.iter().map(|node| (node.id, 0)).collect();
+    let mut candidates: Vec<(u32, usize, &Core)> = cores
+        .iter()
+        .enumerate()
+        .filter(|(_, core)| chosen.iter().any(|node| node.id == core.node))
+        .map(|(index, core)| (core.load, index, *core))
+        .collect();
+    let mut pins = Vec::with_capacity(request.vcpus as usize);
+    for _ in 0..request.vcpus {
+        let Some((load, _, core)) = candidates
+            .iter_mut()
+            .min_by_key(|(load, index, _)| (*load, *index))
+        else {
+            break;
+        };
+        *load += 1;
+        if let Some((_, count)) = on_node.iter_mut().find(|(node, _)| *node == core.node) {
+            *count += 1;
+        }
+        pins.push(if request.cpus.is_empty() {
+            core.cpus.clone()
+        } else {
+            // What the administrator allows is allowed to every vCPU, as xl has it,
+            // but for the MC's cores.
+            cores
+                .iter()
+                .flat_map(|core| &core.cpus)
+                .copied()
+                .filter(|cpu| request.cpus.contains(cpu))
+                .collect()
+        });
+    }
+    (pins, on_node)
+}
+
+/// Shares the memory in proportion to the vCPUs, as far as each node has it.
+fn share(
+    chosen: &[Candidate],
+    on_node: &[(NodeId, u64)],
+    request: &Request<'_>,
+) -> Vec<(NodeId, u64)> {
+    let vcpus = u64::from(request.vcpus).max(1);
+    let mut left = request.pages;
+    let mut overhead = request.overhead;
+    let mut shares: Vec<(NodeId, u64, u64)> = Vec::new();
+    for (node, &(id, count)) in chosen.iter().zip(on_node) {
+        // Xen's own pages come from where they are found first.
+        let own = overhead.min(node.free);
+        overhead -= own;
+        let room = node.free - own;
+        // Whole 2 MiB extents, so that a border between nodes costs no large page.
+        let part = (request.pages * count / vcpus)
+            .next_multiple_of(512)
+            .min(room)
+            .min(left);
+        left -= part;
+        shares.push((id, part, room - part));
+    }
+    for (_, part, room) in &mut shares {
+        let more = left.min(*room);
+        *part += more;
+        left -= more;
+    }
+    shares
+        .into_iter()
+        .map(|(id, part, _)| (id, part))
+        .filter(|&(_, part)| part > 0)
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "placement_tests.rs"]
+mod tests;

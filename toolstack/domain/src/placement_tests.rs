@@ -1,0 +1,174 @@
+//! Placement on a machine of two sockets with four cores each.
+
+use super::*;
+use crate::xen::{Cpu, Node};
+use alloc::string::ToString;
+use alloc::vec;
+
+const GIB: u64 = 1 << 30;
+const GIB_PAGES: u64 = GIB / 4096;
+
+/// CPU 0 of each node is the MC's.
+const MC: [u32; 2] = [0, 4];
+
+fn facts(free: [u64; 2]) -> HostFacts {
+    HostFacts {
+        memory: 64 * GIB,
+        free: free[0] + free[1],
+        cpu_khz: 2_000_000,
+        pvh: true,
+        pv: true,
+        iommu: false,
+        cpus: (0..8)
+            .map(|id| Cpu {
+                id,
+                core: id % 4,
+                socket: id / 4,
+                node: NodeId(id / 4),
+            })
+            .collect(),
+        nodes: (0..)
+            .zip(free)
+            .map(|(id, free)| Node {
+                id: NodeId(id),
+                memory: 32 * GIB,
+                free,
+            })
+            .collect(),
+    }
+}
+
+fn host(free: [u64; 2], pins: &[Vec<u32>]) -> Host {
+    Host::new(&facts(free), &MC, pins.iter().map(Vec::as_slice))
+}
+
+fn request(pages: u64, vcpus: u32) -> Request<'static> {
+    Request {
+        pages,
+        overhead: 1000,
+        vcpus,
+        cpus: &[],
+    }
+}
+
+fn total(placement: &Placement) -> u64 {
+    placement.memory.iter().map(|(_, pages)| pages).sum()
+}
+
+#[test]
+fn a_guest_that_fits_gets_one_node_and_a_core_for_each_vcpu() {
+    let placement = place(&host([8 * GIB, 16 * GIB], &[]), &request(GIB_PAGES, 2)).unwrap();
+    // Both are idle: the one it fills better.
+    assert_eq!(placement.memory, [(NodeId(0), GIB_PAGES)]);
+    assert_eq!(placement.pins, [[1], [2]]);
+}
+
+#[test]
+fn the_less_loaded_node_wins_over_the_better_fit() {
+    let busy = [vec![1], vec![2], vec![3]];
+    let placement = place(&host([8 * GIB, 16 * GIB], &busy), &request(GIB_PAGES, 2)).unwrap();
+    assert_eq!(placement.memory, [(NodeId(1), GIB_PAGES)]);
+    assert_eq!(placement.pins, [[5], [6]]);
+}
+
+#[test]
+fn cores_of_the_mc_are_never_given_away() {
+    for vcpus in 1..=20 {
+        let placement = place(&host([32 * GIB; 2], &[]), &request(GIB_PAGES, vcpus)).unwrap();
+        assert_eq!(placement.pins.len(), vcpus as usize);
+        assert!(placement.pins.iter().flatten().all(|cpu| !MC.contains(cpu)));
+        assert_eq!(total(&placement), GIB_PAGES);
+    }
+}
+
+#[test]
+fn more_vcpus_than_a_node_has_cores_spread_over_both_with_memory_in_proportion() {
+    let placement = place(&host([32 * GIB; 2], &[]), &request(6 * GIB_PAGES, 6)).unwrap();
+    let mut pins = placement.pins.concat();
+    pins.sort_unstable();
+    assert_eq!(pins, [1, 2, 3, 5, 6, 7]);
+    assert_eq!(
+        placement.memory,
+        [(NodeId(0), 3 * GIB_PAGES), (NodeId(1), 3 * GIB_PAGES)]
+    );
+}
+
+#[test]
+fn memory_beyond_one_node_comes_from_two() {
+    let placement = place(&host([3 * GIB, 4 * GIB], &[]), &request(5 * GIB_PAGES, 2)).unwrap();
+    assert_eq!(total(&placement), 5 * GIB_PAGES);
+    assert_eq!(placement.memory.len(), 2);
+    for (node, pages) in placement.memory {
+        assert!(pages <= [3, 4][node.0 as usize] * GIB_PAGES);
+    }
+}
+
+#[test]
+fn too_much_is_refused_with_the_numbers() {
+    let error = place(&host([GIB, 2 * GIB], &[]), &request(3 * GIB_PAGES, 1)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "not enough memory: 3076 MiB asked, 1024 MiB free on node 0, 2048 MiB free on node 1"
+    );
+}
+
+#[test]
+fn cpus_of_the_configuration_decide_the_node_and_are_allowed_to_every_vcpu() {
+    let cpus = [4, 5, 6];
+    let request = Request {
+        cpus: &cpus,
+        ..request(GIB_PAGES, 2)
+    };
+    let placement = place(&host([8 * GIB, 8 * GIB], &[]), &request).unwrap();
+    assert_eq!(placement.memory, [(NodeId(1), GIB_PAGES)]);
+    assert_eq!(placement.pins, [[5, 6], [5, 6]]);
+    let only_mc = Request {
+        cpus: &MC,
+        ..request
+    };
+    assert_eq!(
+        place(&host([8 * GIB, 8 * GIB], &[]), &only_mc),
+        Err(PlacementError::NoCpu)
+    );
+}
+
+#[test]
+fn hyperthreads_are_one_core_and_the_mcs_sibling_is_not_used() {
+    let mut facts = facts([8 * GIB; 2]);
+    for cpu in &mut facts.cpus {
+        cpu.core = cpu.id % 4 / 2;
+    }
+    let host = Host::new(&facts, &MC, core::iter::empty());
+    let cpus: Vec<_> = host.cores.iter().map(|core| core.cpus.clone()).collect();
+    assert_eq!(cpus, [[2, 3], [6, 7]]);
+}
+
+#[test]
+fn whatever_is_placed_fits_and_is_complete() {
+    // Every combination of a coarse grid.
+    for free0 in 0..6 {
+        for free1 in 0..6 {
+            for gib in 1..8 {
+                for vcpus in [1, 2, 3, 4, 6, 7, 13] {
+                    let host = host([free0 * GIB, free1 * GIB], &[]);
+                    let request = request(gib * GIB_PAGES, vcpus);
+                    match place(&host, &request) {
+                        Ok(placement) => {
+                            assert_eq!(total(&placement), request.pages);
+                            assert_eq!(placement.pins.len(), vcpus as usize);
+                            assert!(placement.pins.iter().all(|pin| !pin.is_empty()));
+                            for (node, pages) in &placement.memory {
+                                let free = [free0, free1][node.0 as usize] * GIB_PAGES;
+                                assert!(*pages <= free);
+                            }
+                        }
+                        Err(PlacementError::Memory { asked, .. }) => {
+                            assert!(asked > (free0 + free1) * GIB_PAGES);
+                        }
+                        Err(PlacementError::NoCpu) => panic!("there are cores"),
+                    }
+                }
+            }
+        }
+    }
+}
