@@ -1,9 +1,7 @@
 //! PCI functions: what is on the bus, from configuration space alone.
 //!
 //! Enumeration, BAR decoding and the MSI-X capability (PCI Local Bus 3.0, PCI
-//! Express base specification). Everything reads through [`ConfigSpace`]; sizes of
-//! BARs are not probed, because writing all-ones to a BAR under a device that Xen
-//! has mapped is asking for trouble: drivers know how much they use.
+//! Express base specification). Everything reads through [`ConfigSpace`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -46,6 +44,8 @@ pub trait ConfigSpace {
     /// Stores the aligned 16-bit register at `offset`: Xen refuses other widths where it
     /// matters (the MSI-X control word).
     fn write16(&self, at: Address, offset: u16, value: u16);
+    /// Stores the aligned 32-bit register at `offset`.
+    fn write32(&self, at: Address, offset: u16, value: u32);
 }
 
 /// Registers of the type 0 header.
@@ -55,8 +55,10 @@ const HEADER_TYPE: u16 = 0x0c;
 const BAR0: u16 = 0x10;
 const SECONDARY_BUS: u16 = 0x18;
 const CAPABILITIES: u16 = 0x34;
+/// `COMMAND`: memory decode.
+const COMMAND_MEMORY: u16 = 0x0002;
 /// `COMMAND` bits: memory decode, bus master, INTx off.
-const COMMAND_ON: u16 = 0x0002 | 0x0004 | 0x0400;
+const COMMAND_ON: u16 = COMMAND_MEMORY | 0x0004 | 0x0400;
 /// Capability ids.
 const CAP_MSIX: u8 = 0x11;
 
@@ -168,6 +170,31 @@ pub fn memory_bar(config: &impl ConfigSpace, at: Address, index: u8) -> Option<u
     };
     let base = u64::from(high) << 32 | u64::from(low & !0xf);
     (base != 0).then_some(base)
+}
+
+/// Bytes that a memory BAR decodes, found the usual way (all ones written, read back and
+/// put right again), with decoding off meanwhile: before anything of the function is in use.
+pub fn memory_bar_size(config: &impl ConfigSpace, at: Address, index: u8) -> Option<u64> {
+    memory_bar(config, at, index)?;
+    let command = read16(config, at, COMMAND);
+    config.write16(at, COMMAND, command & !COMMAND_MEMORY);
+    let probe = |offset| {
+        let before = config.read32(at, offset);
+        config.write32(at, offset, u32::MAX);
+        let mask = config.read32(at, offset);
+        config.write32(at, offset, before);
+        mask
+    };
+    let offset = BAR0 + 4 * u16::from(index);
+    let wide = config.read32(at, offset) >> 1 & 3 == 2;
+    let low = probe(offset) & !0xf;
+    let high = if wide { probe(offset + 4) } else { u32::MAX };
+    config.write16(at, COMMAND, command);
+    let mask = u64::from(high) << 32 | u64::from(low);
+    let size = mask.wrapping_neg();
+    (low != 0 || high != u32::MAX && high != 0)
+        .then_some(size)
+        .filter(|s| s.is_power_of_two())
 }
 
 /// The function's MSI-X capability, if it has one.

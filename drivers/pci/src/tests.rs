@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 /// A bus made of literal registers.
 #[derive(Default)]
-struct Bus(RefCell<BTreeMap<(Address, u16), u32>>);
+struct Bus(
+    RefCell<BTreeMap<(Address, u16), u32>>,
+    RefCell<BTreeMap<u16, u32>>,
+);
 
 impl Bus {
     fn set(&self, at: Address, offset: u16, value: u32) {
@@ -123,4 +126,23 @@ fn msix_is_found_behind_other_capabilities_and_enabled_by_its_control_word() {
     bus.set(f, 0x80, 0x4040_4005); // a list that points at itself
     bus.set(f, 0x40, 0x0003_4001);
     assert_eq!(msix(&bus, f), None);
+}
+
+#[test]
+fn bar_sizes_are_probed_and_everything_is_put_right_again() {
+    let bus = Bus::default();
+    let f = at(0, 5, 0);
+    bus.set(f, 0, 0x0010_1b36);
+    bus.set(f, 4, 0x0010_0103 | 2);
+    bus.set(f, 0x10, 0x0000_4004); // 64 bit, 16 KiB at 0xc0_0000_4000
+    bus.set(f, 0x14, 0xc0);
+    bus.set(f, 0x18, 0xfeb0_0000); // 32 bit, 1 MiB
+    bus.1
+        .borrow_mut()
+        .extend([(0x10, 0xffff_c000), (0x18, 0xfff0_0000)]);
+    let before = bus.0.borrow().clone();
+    assert_eq!(memory_bar_size(&bus, f, 0), Some(0x4000));
+    assert_eq!(memory_bar_size(&bus, f, 2), Some(0x10_0000));
+    assert_eq!(memory_bar_size(&bus, f, 3), None);
+    assert_eq!(*bus.0.borrow(), before);
 }

@@ -83,11 +83,15 @@ impl Console {
         (count, lost)
     }
 
+    /// How much may be typed now.
+    pub fn room(&self) -> usize {
+        MAX_INPUT - self.input.len()
+    }
+
     /// Takes what somebody typed; returns how much found room. The rest must wait until the
     /// guest has read.
     pub fn type_in(&mut self, bytes: &[u8]) -> usize {
-        let room = MAX_INPUT - self.input.len();
-        let count = room.min(bytes.len());
+        let count = self.room().min(bytes.len());
         self.input.extend(&bytes[..count]);
         count
     }
