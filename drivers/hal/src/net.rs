@@ -234,6 +234,19 @@ mod tests {
     }
 
     #[test]
+    fn padding_adds_zeros_and_nothing_that_was_in_the_buffer() {
+        let pool = pool(1);
+        drop(Frame::from_bytes(&pool, &[0xff; BUFFER_SIZE]));
+        let mut frame = Frame::from_bytes(&pool, &[1, 2]).unwrap();
+        assert!(frame.pad_to(60));
+        let mut back = [0xee; 60];
+        frame.read(0, &mut back);
+        assert_eq!(back[..3], [1, 2, 0]);
+        assert!(back[2..].iter().all(|byte| *byte == 0));
+        assert!(!frame.pad_to(BUFFER_SIZE + 1));
+    }
+
+    #[test]
     #[should_panic(expected = "leave a frame of 10")]
     fn reading_past_the_end_panics() {
         Frame::with_room(&pool(1), 10).unwrap().read(8, &mut [0; 3]);

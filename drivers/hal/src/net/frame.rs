@@ -215,6 +215,34 @@ impl Frame {
         }
     }
 
+    /// Adds zeros up to `len` bytes, in the last part's buffer. `false`: it has no room.
+    pub fn pad_to(&mut self, len: usize) -> bool {
+        let missing = len.saturating_sub(self.len);
+        if missing == 0 {
+            return true;
+        }
+        let Some(last) = self.parts.last_mut() else {
+            return false;
+        };
+        let end = usize::from(last.offset) + usize::from(last.len);
+        let Ok(more) = u16::try_from(missing) else {
+            return false;
+        };
+        if end + missing > last.buffer.len() {
+            return false;
+        }
+        let zeros = [0; 64];
+        let mut at = end;
+        while at < end + missing {
+            let n = zeros.len().min(end + missing - at);
+            last.buffer.write_bytes(at, &zeros[..n]);
+            at += n;
+        }
+        last.len += more;
+        self.len += missing;
+        true
+    }
+
     /// Copies `to.len()` bytes out, from `at` on.
     ///
     /// # Panics
