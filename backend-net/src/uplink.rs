@@ -13,6 +13,8 @@ use hal::net::{Checksum, Frame, NetQueue, Offloads, PacketPool};
 
 /// Frames handled in each direction before other tasks have their turn.
 const BUDGET: usize = 64;
+/// The shortest frame of a wire, without FCS.
+const MIN_WIRE: usize = 60;
 
 /// What one NIC queue moved.
 #[derive(Debug, Default)]
@@ -178,6 +180,11 @@ impl Uplink {
             }
             if !self.offloads.can_send(&frame) {
                 // Too many parts: not with frames of whole pages.
+                self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            // A NIC refuses the shortest ones, or pads with what it finds.
+            if !frame.pad_to(MIN_WIRE) {
                 self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }

@@ -233,6 +233,8 @@ fn classify(mut frame: Frame, content: &Content) -> Option<Frame> {
         }
         let l4 = headers::l4_bytes(prefix.as_slice(), &layout);
         let payload = l4.checked_sub(layout.l4_len.into())?;
+        // What follows the IP packet would be taken for payload.
+        frame.truncate(layout.l4_start() + l4);
         if payload > usize::from(gso.mss) {
             if gso.mss < MIN_MSS {
                 return None;
