@@ -36,6 +36,18 @@ impl ConfigSpace for Bus {
             old & !(0xffff << shift) | u32::from(value) << shift,
         );
     }
+
+    /// Bits of a BAR that have a mask take part of what is written; others take it all.
+    fn write32(&self, at: Address, offset: u16, value: u32) {
+        assert_eq!(
+            self.read32(at, 4) & 2,
+            0,
+            "BARs are probed with decoding off"
+        );
+        let mask = self.1.borrow().get(&offset).copied().unwrap_or(u32::MAX);
+        let old = self.read32(at, offset);
+        self.set(at, offset, old & !mask | value & mask);
+    }
 }
 
 const fn at(bus: u8, slot: u8, function: u8) -> Address {
