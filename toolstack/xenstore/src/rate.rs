@@ -1,0 +1,149 @@
+//! Write rate limit: a guest that writes all the time must not keep everybody else's
+//! transactions from ever committing.
+//!
+//! As in xenstored: a write costs a credit, but only while somebody has a transaction
+//! open. All domains together earn [`RATE`] credits a second, in equal shares; a
+//! domain saves up to [`DOMAIN_BURST`], and what it can't save goes to a reserve that
+//! domains in debt and new ones draw from. A domain in debt isn't read.
+
+/// Thousandths of a write.
+pub(crate) type Credit = i64;
+
+const WRITE: Credit = 1000;
+/// Writes a second, of all domains.
+const RATE: Credit = 200 * WRITE;
+const DOMAIN_BURST: Credit = 10 * WRITE;
+const RESERVE_MAX: Credit = 1000 * WRITE;
+/// New domains may overdraw the reserve by five bursts.
+const RESERVE_MIN: Credit = -5 * DOMAIN_BURST;
+
+/// What all domains share.
+#[derive(Debug, Default)]
+pub(crate) struct RateLimit {
+    reserve: Credit,
+    domains: i64,
+}
+
+/// One domain's part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    credit: Credit,
+    updated_ms: u64,
+}
+
+impl RateLimit {
+    pub(crate) fn join(&mut self, now_ms: u64) -> Share {
+        self.domains += 1;
+        let gift = (self.reserve - RESERVE_MIN).clamp(0, DOMAIN_BURST);
+        self.reserve -= gift;
+        Share {
+            credit: gift,
+            updated_ms: now_ms,
+        }
+    }
+
+    pub(crate) fn leave(&mut self, share: Share) {
+        self.domains -= 1;
+        self.give(share.credit.max(0));
+    }
+
+    fn give(&mut self, credit: Credit) {
+        if self.reserve < RESERVE_MAX {
+            self.reserve = (self.reserve + credit).min(RESERVE_MAX);
+        }
+    }
+
+    /// Adds what was earned since the last time, for whole milliseconds.
+    pub(crate) fn earn(&mut self, share: &mut Share, now_ms: u64) {
+        // An hour fills every account there is.
+        let elapsed = now_ms.saturating_sub(share.updated_ms).min(3_600_000);
+        let elapsed = i64::try_from(elapsed).expect("bounded above");
+        let earned = elapsed * RATE / (1000 * self.domains.max(1));
+        if earned == 0 {
+            return;
+        }
+        share.updated_ms = now_ms;
+        share.credit += earned;
+        if share.credit < 0 && self.reserve > 0 {
+            let loan = self.reserve.min(-share.credit);
+            self.reserve -= loan;
+            share.credit += loan;
+        }
+        if share.credit > DOMAIN_BURST {
+            self.give(share.credit - DOMAIN_BURST);
+            share.credit = DOMAIN_BURST;
+        }
+    }
+
+    pub(crate) fn pay(&mut self, share: &mut Share, now_ms: u64) {
+        self.earn(share, now_ms);
+        share.credit -= WRITE;
+        if share.credit < 0 && self.reserve > 0 {
+            let loan = self.reserve.min(-share.credit);
+            self.reserve -= loan;
+            share.credit += loan;
+        }
+    }
+
+    /// Milliseconds until a domain is out of debt; `None`: it is not in debt.
+    pub(crate) fn wait_ms(&self, share: &Share) -> Option<u64> {
+        if share.credit >= 0 {
+            return None;
+        }
+        let wait = -share.credit * 1000 * self.domains.max(1) / RATE + 1;
+        u64::try_from(wait).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lone_writer_gets_the_rate_and_no_more() {
+        let mut limit = RateLimit::default();
+        let mut share = limit.join(0);
+        let mut written = 0;
+        for now_ms in 0..10_000 {
+            limit.earn(&mut share, now_ms);
+            while limit.wait_ms(&share).is_none() {
+                limit.pay(&mut share, now_ms);
+                written += 1;
+            }
+        }
+        // Ten seconds at 200, and the first burst of 10.
+        assert!((2000..=2020).contains(&written), "{written}");
+    }
+
+    #[test]
+    fn a_quiet_domains_savings_are_not_another_ones_debt() {
+        let mut limit = RateLimit::default();
+        let mut noisy = limit.join(0);
+        let mut quiet = limit.join(0);
+        for now_ms in 0..2000 {
+            limit.earn(&mut noisy, now_ms);
+            while limit.wait_ms(&noisy).is_none() {
+                limit.pay(&mut noisy, now_ms);
+            }
+        }
+        limit.earn(&mut quiet, 2000);
+        for _ in 0..10 {
+            assert_eq!(limit.wait_ms(&quiet), None);
+            limit.pay(&mut quiet, 2000);
+        }
+        limit.leave(quiet);
+        limit.leave(noisy);
+    }
+
+    #[test]
+    fn the_wait_is_long_enough() {
+        let mut limit = RateLimit::default();
+        let mut share = limit.join(0);
+        while limit.wait_ms(&share).is_none() {
+            limit.pay(&mut share, 0);
+        }
+        let wait = limit.wait_ms(&share).unwrap();
+        limit.earn(&mut share, wait);
+        assert_eq!(limit.wait_ms(&share), None);
+    }
+}

@@ -1,0 +1,798 @@
+//! The server: connections, domains, watches and the store, with no I/O of its own.
+
+use crate::account::{Charge, Quotas, Ticket, count};
+use crate::connection::{Connection, PACKET_COST};
+use crate::domains::{Domain, Domains};
+use crate::events::Queue;
+use crate::ops::Change;
+use crate::path::Path;
+use crate::perms::{Access, Actor, Perm};
+use crate::stats::DomainStats;
+use crate::store::Store;
+use crate::trace::Trace;
+use crate::watches::{WatchId, WatchIndex};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::rc::{Rc, Weak};
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::task::{Context, Poll, Waker};
+use xen_abi::io::xs_wire::{XENSTORE_PAYLOAD_MAX, XsError};
+use xen_abi::{DomId, EvtchnPort};
+
+/// Names a connection; not used again before 2^32 others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u32);
+
+/// Work that one call of [`Server::input`] does before it gives the core back:
+/// requests, nodes and watches touched.
+const WORK_PER_CALL: usize = 256;
+/// Bytes a privileged client may leave unread before it is no longer read itself.
+const PRIVILEGED_BACKLOG: usize = 256 * 1024;
+/// Bytes of unread output from which on a privileged client's events are dropped.
+const PRIVILEGED_OUTPUT_MAX: usize = 8 * 1024 * 1024;
+/// Actions that wait for the caller before privileged clients are no longer read.
+const ACTIONS_MAX: usize = 64;
+/// Bytes of an old state that open transactions may keep alive, by [`Store::copied`].
+const PINNED_MAX: u64 = 4 * 1024 * 1024;
+
+/// Limits and times.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// What each domain may hold, unless it has limits of its own.
+    pub quotas: Quotas,
+    /// Milliseconds after which an unprivileged domain's unread event is dropped.
+    pub event_timeout_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            quotas: Quotas::GUEST,
+            event_timeout_ms: 20_000,
+        }
+    }
+}
+
+/// Something that a client asked for and only the caller can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Map the domain's xenstore page, bind its event channel and serve its ring
+    /// ([`crate::RingConnection::attach`]). The server already treats the domain as
+    /// introduced; if that fails, call [`Server::domain_released`].
+    Introduce {
+        /// Whose ring.
+        domid: DomId,
+        /// The domain's end of the event channel.
+        port: EvtchnPort,
+    },
+    /// Serve the domain's ring no longer and unmap it.
+    Release {
+        /// Whose ring.
+        domid: DomId,
+    },
+}
+
+/// What [`Server::input`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Bytes taken. The rest is to be offered again: when `more` is set, as soon as
+    /// others had their turn; else when [`Server::next_ready`] names the connection.
+    pub consumed: usize,
+    /// The work of one call was done before the input was.
+    pub more: bool,
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionError {
+    /// No such connection.
+    Unknown,
+    /// A packet's payload is longer than `XENSTORE_PAYLOAD_MAX`, now or before:
+    /// nothing that follows makes sense until the connection is reset.
+    PayloadTooLong,
+}
+
+impl core::fmt::Display for ConnectionError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "no such xenstore connection",
+            Self::PayloadTooLong => "xenstore packet with a payload over 4096 bytes",
+        })
+    }
+}
+
+impl core::error::Error for ConnectionError {}
+
+/// Who hears of a watch.
+#[derive(Debug)]
+enum Listener {
+    Connection(ConnId),
+    Local {
+        queue: Weak<RefCell<Queue>>,
+        token: u64,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub path: Path,
+    pub token: Box<[u8]>,
+    listener: Listener,
+    /// How much of a path to leave out for a relative watch.
+    prefix: usize,
+    _charge: Option<Charge>,
+}
+
+/// A xenstore server; see the crate's documentation.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) store: Store,
+    pub(crate) domains: Domains,
+    pub(crate) index: WatchIndex,
+    pub(crate) watches: BTreeMap<WatchId, Watch>,
+    next_watch: u64,
+    pub(crate) connections: BTreeMap<ConnId, Connection>,
+    next_connection: u32,
+    /// Open transactions, oldest first.
+    pub(crate) open: BTreeMap<u64, (ConnId, u32)>,
+    pub(crate) next_age: u64,
+    pub(crate) actions: VecDeque<Action>,
+    ready: BTreeSet<ConnId>,
+    ready_waker: Option<Waker>,
+    /// Connections with input that is not taken for the moment.
+    stalled: BTreeSet<ConnId>,
+    pub(crate) graveyard: Rc<RefCell<Vec<WatchId>>>,
+    pub(crate) now_ms: u64,
+    event_timeout_ms: u64,
+    pub(crate) trace: Trace,
+    /// Done since the current call of `input` began.
+    pub(crate) work: usize,
+}
+
+impl Server {
+    /// An empty store with the nodes that every xenstore has.
+    pub fn new(config: Config) -> Self {
+        let mut domains = Domains::new();
+        domains.quotas = config.quotas;
+        let mut server = Self {
+            store: Store::new(DomId(0)),
+            domains,
+            index: WatchIndex::new(),
+            watches: BTreeMap::new(),
+            next_watch: 1,
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            open: BTreeMap::new(),
+            next_age: 0,
+            actions: VecDeque::new(),
+            ready: BTreeSet::new(),
+            ready_waker: None,
+            stalled: BTreeSet::new(),
+            graveyard: Rc::default(),
+            now_ms: 0,
+            event_timeout_ms: config.event_timeout_ms,
+            trace: Trace::default(),
+            work: 0,
+        };
+        let usage = server.owned_usage();
+        server.domains.settle(&usage);
+        server
+    }
+
+    // ---- connections -----------------------------------------------------------
+
+    /// Opens a connection that acts for `domid`. A privileged one may do everything
+    /// and has no quotas: only for the pVM itself and for what it trusts like itself.
+    /// For a domain's ring use [`Self::domain_introduced`].
+    pub fn connect(&mut self, domid: DomId, privileged: bool) -> ConnId {
+        let id = loop {
+            let id = ConnId(self.next_connection);
+            self.next_connection = self.next_connection.wrapping_add(1);
+            if !self.connections.contains_key(&id) {
+                break id;
+            }
+        };
+        let account = self.domains.account(domid);
+        self.connections
+            .insert(id, Connection::new(domid, privileged, account));
+        id
+    }
+
+    /// Ends a connection with all its watches and transactions.
+    pub fn disconnect(&mut self, id: ConnId) {
+        self.forget_watches_and_transactions(id);
+        self.ready.remove(&id);
+        self.stalled.remove(&id);
+        if let Some(connection) = self.connections.remove(&id)
+            && let Some(domain) = self.domains.get_mut(connection.domid)
+            && domain.conn == Some(id)
+        {
+            domain.conn = None;
+        }
+        self.unstall();
+    }
+
+    /// Brings a connection back to its first state: no watches, transactions or
+    /// half-done packets. What the ring's reconnect handshake asks for.
+    pub fn reset_connection(&mut self, id: ConnId) {
+        self.forget_watches_and_transactions(id);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.clear();
+            connection.failed = false;
+        }
+        self.unstall();
+    }
+
+    /// Like [`Self::reset_connection`], and ignores it from now on until it is reset.
+    pub(crate) fn fail_connection(&mut self, id: ConnId) {
+        self.reset_connection(id);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.failed = true;
+        }
+    }
+
+    /// How many bytes the connection takes now: up to the end of the packet's header
+    /// or payload; 0 while it is not served (its quota is used up, it does not read
+    /// its answers, it writes too fast). [`Self::next_ready`] tells when that is over.
+    pub fn wants(&mut self, id: ConnId) -> usize {
+        if self.is_stalled(id) {
+            if self.stalled.insert(id)
+                && let Some(connection) = self.connections.get(&id)
+            {
+                count(&connection.account.stalls, 1);
+            }
+            return 0;
+        }
+        match self.connections.get(&id) {
+            Some(connection) if !connection.failed => connection.missing(),
+            _ => 0,
+        }
+    }
+
+    fn is_stalled(&mut self, id: ConnId) -> bool {
+        let Some(connection) = self.connections.get(&id) else {
+            return false;
+        };
+        if connection.privileged {
+            return self.actions.len() >= ACTIONS_MAX
+                || connection.output_bytes() >= PRIVILEGED_BACKLOG;
+        }
+        let (domid, account) = (connection.domid, connection.account.clone());
+        let quotas = *self.domains.quotas_of(domid);
+        self.report_memory(domid, &quotas);
+        account.outstanding.get() >= quotas.outstanding
+            || account.memory.get() >= quotas.memory
+            || self.domains.write_wait_ms(domid, self.now_ms).is_some()
+    }
+
+    /// Says once in the log when a domain passes its memory quotas.
+    fn report_memory(&mut self, domid: DomId, quotas: &Quotas) {
+        let Some(domain) = self.domains.get_mut(domid) else {
+            return;
+        };
+        let memory = domain.account.memory.get();
+        if memory >= quotas.memory && !domain.hard_reported {
+            domain.hard_reported = true;
+            log::warn!(
+                "xenstore: d{domid} holds {memory} bytes, quota {}: not served until it holds less",
+                quotas.memory
+            );
+        }
+        if memory >= quotas.memory_soft && !domain.soft_reported {
+            domain.soft_reported = true;
+            log::warn!("xenstore: d{domid} holds {memory} bytes of xenstore memory");
+        }
+        if memory < quotas.memory_soft / 2 {
+            domain.soft_reported = false;
+            domain.hard_reported = false;
+        }
+    }
+
+    /// Takes what a client sent and does what it asks, a bounded amount in one call.
+    pub fn input(&mut self, id: ConnId, bytes: &[u8]) -> Result<Input, ConnectionError> {
+        self.begin_turn();
+        self.input_in_turn(id, bytes)
+    }
+
+    /// Starts to count the work of a client's turn.
+    pub(crate) fn begin_turn(&mut self) {
+        self.work = 0;
+    }
+
+    /// [`Self::input`] in a turn that began before.
+    pub(crate) fn input_in_turn(
+        &mut self,
+        id: ConnId,
+        bytes: &[u8],
+    ) -> Result<Input, ConnectionError> {
+        let connection = self.connections.get(&id).ok_or(ConnectionError::Unknown)?;
+        if connection.failed {
+            return Err(ConnectionError::PayloadTooLong);
+        }
+        let mut consumed = 0;
+        while consumed < bytes.len() {
+            if self.is_tired() {
+                return Ok(Input {
+                    consumed,
+                    more: true,
+                });
+            }
+            let step = self.wants(id).min(bytes.len() - consumed);
+            if step == 0 {
+                break;
+            }
+            let Some(connection) = self.connections.get_mut(&id) else {
+                // A client released its own domain.
+                return Err(ConnectionError::Unknown);
+            };
+            let taken = connection.take(&bytes[consumed..consumed + step]);
+            consumed += step;
+            match taken {
+                Ok(Some((header, payload))) => self.request(id, &header, &payload),
+                Ok(None) => {}
+                Err(_) => {
+                    self.fail_connection(id);
+                    return Err(ConnectionError::PayloadTooLong);
+                }
+            }
+        }
+        Ok(Input {
+            consumed,
+            more: false,
+        })
+    }
+
+    /// Whether enough was done for one turn.
+    pub(crate) fn is_tired(&self) -> bool {
+        self.work >= WORK_PER_CALL
+    }
+
+    /// What to send to a client next; empty: nothing now. Report with [`Self::sent`].
+    pub fn output(&self, id: ConnId) -> &[u8] {
+        self.connections.get(&id).map_or(&[], Connection::output)
+    }
+
+    /// Notes that the client got the first `count` bytes of [`Self::output`].
+    pub fn sent(&mut self, id: ConnId, count: usize) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.sent(count);
+            self.unstall();
+        }
+    }
+
+    /// A connection that has output again, or takes input again. Serve it: it is not
+    /// named a second time for the same reason.
+    pub fn next_ready(&mut self) -> Option<ConnId> {
+        self.ready.pop_first()
+    }
+
+    /// [`Self::next_ready`], registering the waker of the one task that asks.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<ConnId> {
+        match self.next_ready() {
+            Some(id) => Poll::Ready(id),
+            None => {
+                self.ready_waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether [`Self::next_ready`] would name one.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    fn set_ready(&mut self, id: ConnId) {
+        self.ready.insert(id);
+        if let Some(waker) = self.ready_waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn clear_ready(&mut self, id: ConnId) {
+        self.ready.remove(&id);
+    }
+
+    /// Finds the connections whose reason to wait is gone.
+    pub(crate) fn unstall(&mut self) {
+        if self.stalled.is_empty() {
+            return;
+        }
+        for id in core::mem::take(&mut self.stalled) {
+            if self.is_stalled(id) {
+                self.stalled.insert(id);
+            } else if self.connections.contains_key(&id) {
+                self.set_ready(id);
+            }
+        }
+    }
+
+    /// What clients asked for that the caller has to do.
+    pub fn next_action(&mut self) -> Option<Action> {
+        let action = self.actions.pop_front();
+        if action.is_some() {
+            self.unstall();
+        }
+        action
+    }
+
+    // ---- time --------------------------------------------------------------------
+
+    /// Tells the server what time it is (monotonic): drops events that ran out, lets
+    /// writers go on.
+    pub fn advance(&mut self, now_ms: u64) {
+        self.now_ms = self.now_ms.max(now_ms);
+        for connection in self.connections.values_mut() {
+            if connection
+                .deadline_ms()
+                .is_some_and(|deadline| deadline <= self.now_ms)
+            {
+                let gone = connection.expire_events(self.now_ms);
+                count(&connection.account.events_dropped, gone);
+            }
+        }
+        self.unstall();
+    }
+
+    /// When [`Self::advance`] has something to do next, in its milliseconds.
+    pub fn next_deadline_ms(&mut self) -> Option<u64> {
+        let events = self
+            .connections
+            .values()
+            .filter_map(Connection::deadline_ms)
+            .min();
+        let mut writers = None;
+        for id in &self.stalled {
+            if let Some(connection) = self.connections.get(id)
+                && !connection.privileged
+                && let Some(wait) = self.domains.write_wait_ms(connection.domid, self.now_ms)
+            {
+                let at = self.now_ms.saturating_add(wait);
+                writers = Some(writers.map_or(at, |other: u64| other.min(at)));
+            }
+        }
+        events.into_iter().chain(writers).min()
+    }
+
+    // ---- domains -------------------------------------------------------------------
+
+    /// A domain exists and may be named in permissions, before it is introduced.
+    pub fn domain_created(&mut self, domid: DomId) {
+        self.domains.know(domid);
+    }
+
+    /// A domain's ring is there: gives its connection, reset if it had one already,
+    /// and tells those who watch `@introduceDomain` the first time.
+    pub fn domain_introduced(&mut self, domid: DomId) -> ConnId {
+        if let Some(id) = self.domains.get(domid).and_then(|domain| domain.conn) {
+            self.reset_connection(id);
+            return id;
+        }
+        let id = self.connect(domid, domid == DomId(0));
+        let domain = self.domains.know(domid);
+        domain.conn = Some(id);
+        domain.shutdown = false;
+        let first = !core::mem::replace(&mut domain.introduced, true);
+        if first {
+            self.domains.start_share(domid, self.now_ms);
+            self.fire_special(Path::INTRODUCE_DOMAIN);
+        }
+        id
+    }
+
+    /// A domain is gone: its connection ends, its nodes and all permissions that name
+    /// it go, and those who watch `@releaseDomain` hear of it. dom0 is never gone.
+    pub fn domain_released(&mut self, domid: DomId) {
+        if domid == DomId(0) || !self.domains.knows(domid) {
+            return;
+        }
+        let mine = |connection: &Connection| connection.domid == domid;
+        let connections: Vec<ConnId> = (self.connections.iter())
+            .filter_map(|(id, connection)| mine(connection).then_some(*id))
+            .collect();
+        // First, so that nobody hears of his own nodes' end.
+        for id in connections {
+            self.disconnect(id);
+        }
+        self.remove_traces_of(domid);
+        let domain = self.domains.forget(domid);
+        if domain.is_some_and(|domain| domain.introduced) {
+            self.fire_special(Path::RELEASE_DOMAIN);
+        }
+    }
+
+    /// A domain has shut down (or crashed) and still exists: tells those who watch
+    /// `@releaseDomain`, once until it is resumed.
+    pub fn domain_shutdown(&mut self, domid: DomId) {
+        if let Some(domain) = self.domains.get_mut(domid)
+            && domain.introduced
+            && !core::mem::replace(&mut domain.shutdown, true)
+        {
+            self.fire_special(Path::RELEASE_DOMAIN);
+        }
+    }
+
+    /// Gives a domain limits of its own; `None`: those of everybody.
+    pub fn set_quotas(&mut self, domid: DomId, quotas: Option<Quotas>) {
+        self.domains.know(domid).quotas = quotas;
+        self.unstall();
+    }
+
+    /// Every domain known, introduced or not: the caller releases those that do not
+    /// exist any longer.
+    pub fn known_domains(&self) -> Vec<DomId> {
+        self.domains.iter().map(|(domid, _)| domid).collect()
+    }
+
+    /// What a domain holds and was served; `None`: not known.
+    pub fn stats(&self, domid: DomId) -> Option<DomainStats> {
+        Some(DomainStats::of(self.domains.get(domid)?))
+    }
+
+    pub(crate) fn domain_mut(&mut self, domid: DomId) -> Result<&mut Domain, XsError> {
+        let domain = self
+            .domains
+            .get_mut(domid)
+            .filter(|domain| domain.introduced);
+        domain.ok_or(XsError::ENOENT)
+    }
+
+    /// Makes sure that permissions about to be set name domains that are known, when
+    /// somebody who must know sets them.
+    pub(crate) fn know_named(&mut self, perms: &[Perm]) {
+        for perm in perms {
+            if perm.domid < DomId::FIRST_RESERVED {
+                self.domains.know(perm.domid);
+            }
+        }
+    }
+
+    // ---- watches -------------------------------------------------------------------
+
+    pub(crate) fn actor(&self, connection: &Connection) -> Actor {
+        let domain = self.domains.get(connection.domid);
+        Actor {
+            domid: connection.domid,
+            target: domain.and_then(|domain| domain.target),
+            privileged: connection.privileged,
+        }
+    }
+
+    fn add_watch(&mut self, watch: Watch) -> WatchId {
+        let id = WatchId(self.next_watch);
+        self.next_watch += 1;
+        self.index.insert(&watch.path, id);
+        self.watches.insert(id, watch);
+        id
+    }
+
+    /// Registers a client's watch, without its first event.
+    pub(crate) fn watch_for(
+        &mut self,
+        id: ConnId,
+        path: Path,
+        token: &[u8],
+        relative: bool,
+    ) -> Result<WatchId, XsError> {
+        let connection = self.connections.get(&id).ok_or(XsError::EIO)?;
+        let key = (path.clone(), Box::from(token));
+        if connection.watches.contains_key(&key) {
+            return Err(XsError::EEXIST);
+        }
+        let (account, privileged) = (connection.account.clone(), connection.privileged);
+        let quotas = self.domains.quotas_of(connection.domid);
+        // The path is held by the watch, the connection's list and the index.
+        let cost = 3 * path.as_str().len() + 2 * token.len() + 256;
+        if !privileged && account.watches.get() >= quotas.watches {
+            return Err(XsError::E2BIG);
+        }
+        if !privileged && account.memory.get() + cost >= quotas.memory {
+            return Err(XsError::ENOMEM);
+        }
+        let prefix = if relative {
+            connection.home.len() + 1
+        } else {
+            0
+        };
+        account.watches.add(1);
+        let watch = self.add_watch(Watch {
+            path,
+            token: token.into(),
+            listener: Listener::Connection(id),
+            prefix,
+            _charge: Some(Charge::new(&account, cost)),
+        });
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.watches.insert(key, watch);
+        }
+        Ok(watch)
+    }
+
+    /// Registers a watch of one of the pVM's own tasks.
+    pub(crate) fn watch_locally(
+        &mut self,
+        path: Path,
+        queue: Weak<RefCell<Queue>>,
+        token: u64,
+    ) -> WatchId {
+        self.add_watch(Watch {
+            path,
+            token: Box::default(),
+            listener: Listener::Local { queue, token },
+            prefix: 0,
+            _charge: None,
+        })
+    }
+
+    pub(crate) fn is_local_watch(&self, id: WatchId, path: &Path, token: u64) -> bool {
+        self.watches.get(&id).is_some_and(|watch| {
+            watch.path == *path
+                && matches!(watch.listener, Listener::Local { token: other, .. } if other == token)
+        })
+    }
+
+    pub(crate) fn forget_watch(&mut self, watch: WatchId) {
+        if let Some(watch_entry) = self.watches.remove(&watch) {
+            self.index.remove(&watch_entry.path, watch);
+            if let Listener::Connection(id) = watch_entry.listener
+                && let Some(connection) = self.connections.get_mut(&id)
+            {
+                connection.account.watches.sub(1);
+                connection
+                    .watches
+                    .remove(&(watch_entry.path, watch_entry.token));
+            }
+        }
+    }
+
+    pub(crate) fn forget_watches_and_transactions(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        for (age, _) in core::mem::take(&mut connection.transactions).into_values() {
+            self.open.remove(&age);
+        }
+        let watches: Vec<WatchId> = connection.watches.values().copied().collect();
+        for watch in watches {
+            self.forget_watch(watch);
+        }
+    }
+
+    fn fire_special(&mut self, name: &str) {
+        let path = Path::new(name).expect("a constant that is a good name");
+        self.fire(
+            &[Change {
+                exact: true,
+                ..Change::of(&path)
+            }],
+            None,
+        );
+    }
+
+    /// The first event of a watch, which does not depend on anything having changed.
+    pub(crate) fn fire_first(&mut self, watch: WatchId) {
+        if let Some(path) = self.watches.get(&watch).map(|watch| watch.path.clone()) {
+            self.deliver(watch, &path, None);
+        }
+    }
+
+    /// Tells everybody who watches and may know of it that nodes have changed.
+    pub(crate) fn fire(&mut self, changes: &[Change], ticket: Option<&Rc<Ticket>>) {
+        self.bury();
+        let mut matching = Vec::new();
+        for change in changes {
+            matching.clear();
+            self.index
+                .matching(&change.path, change.exact, &mut matching);
+            self.work += 1 + matching.len();
+            if matching.is_empty() {
+                continue;
+            }
+            let node = self.store.get(&change.path).map(|node| node.perms.clone());
+            let parent = change.path.parent();
+            let parent = parent
+                .and_then(|path| self.store.get(&path))
+                .map(|n| n.perms.clone());
+            let readable = [&node, &change.before, &parent, &change.above];
+            for watch in &matching {
+                let may_know = match self.watches.get(watch).map(|watch| &watch.listener) {
+                    Some(Listener::Local { .. }) => true,
+                    Some(Listener::Connection(id)) => {
+                        self.connections.get(id).is_some_and(|connection| {
+                            let actor = self.actor(connection);
+                            let reads = |perms| actor.access(perms).covers(Access::READ);
+                            readable
+                                .iter()
+                                .filter_map(|perms| perms.as_ref())
+                                .any(reads)
+                        })
+                    }
+                    None => false,
+                };
+                if may_know {
+                    self.deliver(*watch, &change.path, ticket);
+                }
+            }
+        }
+    }
+
+    /// Forgets the watches of queues that were dropped.
+    pub(crate) fn bury(&mut self) {
+        let dead = self.graveyard.take();
+        for watch in dead {
+            self.forget_watch(watch);
+        }
+    }
+
+    fn deliver(&mut self, id: WatchId, path: &Path, ticket: Option<&Rc<Ticket>>) {
+        let Some(watch) = self.watches.get(&id) else {
+            return;
+        };
+        let to = match &watch.listener {
+            Listener::Local { queue, token } => {
+                if let Some(queue) = queue.upgrade() {
+                    queue.borrow_mut().push(id, *token, &watch.path, path);
+                }
+                return;
+            }
+            Listener::Connection(to) => *to,
+        };
+        let Some(connection) = self.connections.get_mut(&to) else {
+            return;
+        };
+        let name = &path.as_str()[watch.prefix.min(path.as_str().len())..];
+        let payload = [name.as_bytes(), b"\0", &watch.token, b"\0"].concat();
+        if payload.len() > XENSTORE_PAYLOAD_MAX || connection.failed {
+            return;
+        }
+        let account = connection.account.clone();
+        let room = if connection.privileged {
+            connection.output_bytes() < PRIVILEGED_OUTPUT_MAX
+        } else {
+            let quota = self.domains.quotas_of(connection.domid).memory;
+            account.memory.get() + payload.len() + PACKET_COST < quota
+        };
+        if !room {
+            count(&account.events_dropped, 1);
+            return;
+        }
+        let deadline = self.now_ms.saturating_add(self.event_timeout_ms);
+        let deadline = (!connection.privileged).then_some(deadline);
+        if connection.event(id, path, &payload, ticket.cloned(), deadline) {
+            count(&account.events, 1);
+            self.set_ready(to);
+        }
+    }
+
+    // ---- snapshots -----------------------------------------------------------------
+
+    /// Lets old states go that transactions have kept for too much of others' work:
+    /// those transactions will have to be tried again.
+    pub(crate) fn bound_snapshots(&mut self) {
+        while let Some((age, (id, number))) = self.open.first_key_value().map(|(a, b)| (*a, *b)) {
+            let connection = self.connections.get_mut(&id);
+            let transaction = connection.and_then(|c| c.transactions.get_mut(&number));
+            if let Some((_, transaction)) = transaction {
+                if self.store.copied() - transaction.copied_at_start <= PINNED_MAX {
+                    return;
+                }
+                transaction.expire();
+            }
+            // No longer among those that keep a state, but still the client's.
+            self.open.remove(&age);
+        }
+    }
+
+    /// Transactions that keep a state, for the write rate limit.
+    pub(crate) fn open_transactions(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Notes a change made outside any transaction.
+    pub(crate) fn pay_write(&mut self, actor: &Actor, others_open: usize) {
+        if others_open > 0 && !actor.privileged {
+            self.domains.pay_write(actor.domid, self.now_ms);
+        }
+    }
+}
