@@ -24,7 +24,7 @@ pub const TAG_LEN: usize = 16;
 /// this size; larger frames would be hardly faster, and smaller ones are slower.
 pub const MAX_PAYLOAD: usize = 16 * 1024;
 /// Frames of one direction under the same key.
-pub const REKEY_EVERY: u64 = 1 << 16;
+pub const REKEY_EVERY: u64 = 1 << 12;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

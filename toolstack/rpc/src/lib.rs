@@ -64,6 +64,8 @@ extern crate std;
 pub mod client;
 pub mod connection;
 pub mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod frame;
 pub mod fuzz;
 pub mod hello;
