@@ -167,11 +167,6 @@ impl Bed {
         command
     }
 
-    /// A connection to QEMU.
-    pub fn qmp(&self) -> Result<Qmp> {
-        Qmp::connect(&self.files.qmp())
-    }
-
     /// Pulls the plug: what the guests synced is on the disk, no more.
     pub fn kill(&mut self) -> Result<()> {
         if self.is_running() {

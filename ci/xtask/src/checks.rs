@@ -35,14 +35,28 @@ pub fn format(paths: &Paths, logs: &Path) -> Result<String> {
 /// Clippy over everything, warnings denied; the kernel with its own flags.
 pub fn clippy(paths: &Paths, logs: &Path) -> Result<String> {
     let mut command = cargo(paths);
-    command.args(["clippy", "--locked", "--workspace", "--exclude", "pvm-unikernel"]);
+    command.args([
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--exclude",
+        "pvm-unikernel",
+    ]);
     command.args(["--all-targets", "--", "-D", "warnings"]);
     run_logged(&mut command, &logs.join("clippy.log"), CARGO_LIMIT)?;
     let mut command = cargo(paths);
     command.env("CARGO_ENCODED_RUSTFLAGS", build::kernel_flags(paths));
-    command.args(["clippy", "--locked", "--release", "--package", "pvm-unikernel"]);
+    command.args([
+        "clippy",
+        "--locked",
+        "--release",
+        "--package",
+        "pvm-unikernel",
+    ]);
     command.args(["--target", TARGET, "--target-dir"]);
-    command.arg(paths.target.join("closer-build")).args(["--", "-D", "warnings"]);
+    command
+        .arg(paths.target.join("closer-build"))
+        .args(["--", "-D", "warnings"]);
     run_logged(&mut command, &logs.join("clippy-kernel.log"), CARGO_LIMIT)?;
     Ok(String::new())
 }
@@ -65,7 +79,9 @@ pub fn file_rules(paths: &Paths) -> Result<String> {
         }
         let text = String::from_utf8_lossy(&bytes);
         if file.ends_with(".rs") && opts_in(&text) && !is_home(file) {
-            wrong.push(format!("{file} allows unsafe code, and is none of its homes"));
+            wrong.push(format!(
+                "{file} allows unsafe code, and is none of its homes"
+            ));
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -80,7 +96,9 @@ fn is_home(file: &str) -> bool {
 fn opts_in(text: &str) -> bool {
     text.lines().map(str::trim_start).any(|line| {
         (line.starts_with("#[") || line.starts_with("#!["))
-            && ["allow(unsafe_code", "expect(unsafe_code"].iter().any(|form| line.contains(form))
+            && ["allow(unsafe_code", "expect(unsafe_code"]
+                .iter()
+                .any(|form| line.contains(form))
     })
 }
 
@@ -95,7 +113,13 @@ pub fn host_tests(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<Strin
     let text = fs::read_to_string(&log).context("cannot read the tests' log")?;
     let passed: u64 = text
         .lines()
-        .filter_map(|line| line.strip_prefix("test result: ok. ")?.split(' ').next()?.parse::<u64>().ok())
+        .filter_map(|line| {
+            line.strip_prefix("test result: ok. ")?
+                .split(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        })
         .sum();
     ensure!(passed > 0, "cargo test ran no test");
     Ok(format!("{passed} tests"))
@@ -110,16 +134,30 @@ pub fn abi(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<String> {
         fs::create_dir_all(&folder).context("cannot create the folder for C files")?;
         let count = output(
             cargo(paths)
-                .args(["run", "--quiet", "--locked", "--package", "abi-check", "--", version.name()])
+                .args([
+                    "run",
+                    "--quiet",
+                    "--locked",
+                    "--package",
+                    "abi-check",
+                    "--",
+                    version.name(),
+                ])
                 .arg(&folder),
         )?;
         let count: usize = count.trim().parse().context("abi-check gave no number")?;
-        ensure!(count > 0, "there is nothing to check for Xen {}", version.name());
+        ensure!(
+            count > 0,
+            "there is nothing to check for Xen {}",
+            version.name()
+        );
         total += count;
         let mut wrong = Vec::new();
         for file in find(&folder, &|file| file.ends_with(".c"))? {
             let mut cc = Command::new("cc");
-            cc.args(["-fsyntax-only", "-std=gnu11", "-I"]).arg(&include).arg(&file);
+            cc.args(["-fsyntax-only", "-std=gnu11", "-I"])
+                .arg(&include)
+                .arg(&file);
             let checked = cc.output().context("cannot start the C compiler")?;
             if !checked.status.success() {
                 let text = String::from_utf8_lossy(&checked.stderr).into_owned();

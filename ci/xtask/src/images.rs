@@ -62,17 +62,6 @@ pub enum Ramdisk {
     Full,
 }
 
-/// A Debian root file system.
-#[derive(Clone, Debug)]
-pub struct DebianRoot {
-    /// ext4 image of the whole disk, with kernel, initrd and grub.cfg inside.
-    pub image: PathBuf,
-    /// The kernel inside, for booting without GRUB.
-    pub vmlinuz: PathBuf,
-    /// Its initrd.
-    pub initrd: PathBuf,
-}
-
 impl Setup {
     /// The test guests' ramdisk; it has the modules of both Debian kernels.
     pub fn ramdisk(&mut self, kind: Ramdisk) -> Result<PathBuf> {
@@ -142,8 +131,8 @@ impl Setup {
             .map(|piece| piece.join("root"))
     }
 
-    /// The Debian guest's disk.
-    pub fn debian_root(&mut self) -> Result<DebianRoot> {
+    /// The Debian guest's disk: an ext4 image with kernel, initrd and grub.cfg inside.
+    pub fn debian_root(&mut self) -> Result<PathBuf> {
         let log = self.paths().target.join("debian-root.log");
         let piece = self
             .cache()
@@ -175,20 +164,10 @@ impl Setup {
                     .arg(&root)
                     .arg(debian::source_line("trixie")?.trim_end());
                 run_logged(&mut command, &log, MMDEBSTRAP_LIMIT)?;
-                for name in ["vmlinuz", "initrd.img"] {
-                    let real = root.join("boot").join(name).canonicalize();
-                    let real = real.with_context(|| format!("Debian installed no {name}"))?;
-                    run(as_root("cp")?.arg(&real).arg(dir.join(name)))?;
-                    run(as_root("chmod")?.arg("a+r").arg(dir.join(name)))?;
-                }
                 make_ext4(&root, &dir.join("disk.img"))?;
                 crate::cache::remove(&root)
             })?;
-        Ok(DebianRoot {
-            image: piece.join("disk.img"),
-            vmlinuz: piece.join("vmlinuz"),
-            initrd: piece.join("initrd.img"),
-        })
+        Ok(piece.join("disk.img"))
     }
 }
 

@@ -9,24 +9,46 @@ use std::collections::BTreeMap;
 
 /// Licences that anything may have.
 const ALLOWED: &[&str] = &[
-    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-1-Clause", "BSD-2-Clause",
-    "BSD-3-Clause", "BlueOak-1.0.0", "ISC", "MIT", "Unicode-3.0", "Unlicense", "Zlib",
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-1-Clause",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BlueOak-1.0.0",
+    "ISC",
+    "MIT",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
 ];
 
 /// Packages that may have another licence, and why.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[
-    ("option-ext", "MPL-2.0", "unchanged, file-level copyleft, in host programs only"),
-];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[(
+    "option-ext",
+    "MPL-2.0",
+    "unchanged, file-level copyleft, in host programs only",
+)];
 
 /// Packages that never get into the kernel: they call an operating system that is not
 /// there, and would link all the same, because our target is named linux-gnu.
-const NOT_IN_KERNEL: &[&str] = &["libc", "getrandom", "rustix", "nix", "std", "ring", "openssl-sys"];
+const NOT_IN_KERNEL: &[&str] = &[
+    "libc",
+    "getrandom",
+    "rustix",
+    "nix",
+    "std",
+    "ring",
+    "openssl-sys",
+];
 
 /// Checks every package of the workspace's lock file.
 pub fn check(paths: &Paths) -> Result<String> {
     let text = output(cargo(paths).args(["metadata", "--format-version", "1", "--locked"]))?;
     let metadata: Value = serde_json::from_str(&text).context("cannot read cargo's metadata")?;
-    let packages = metadata["packages"].as_array().context("cargo's metadata lists no packages")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo's metadata lists no packages")?;
     let mut wrong = Vec::new();
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
@@ -57,29 +79,55 @@ pub fn check(paths: &Paths) -> Result<String> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    Ok(format!("{} packages, {} of them in the kernel", packages.len(), kernel.len()))
+    Ok(format!(
+        "{} packages, {} of them in the kernel",
+        packages.len(),
+        kernel.len()
+    ))
 }
 
 /// The kernel's normal dependencies with their features, as they are built for it alone.
 fn kernel_packages(paths: &Paths) -> Result<BTreeMap<String, Vec<String>>> {
     let text = output(cargo(paths).args([
-        "tree", "--locked", "--package", "pvm-unikernel", "--edges", "normal,no-proc-macro",
-        "--target", TARGET, "--prefix", "none", "--no-dedupe", "--format", "{p}|{f}",
+        "tree",
+        "--locked",
+        "--package",
+        "pvm-unikernel",
+        "--edges",
+        "normal,no-proc-macro",
+        "--target",
+        TARGET,
+        "--prefix",
+        "none",
+        "--no-dedupe",
+        "--format",
+        "{p}|{f}",
     ]))?;
     let mut all = BTreeMap::new();
     for line in text.lines() {
-        let (package, features) = line.split_once('|').context("cargo tree prints otherwise")?;
-        let name = package.split_whitespace().next().context("cargo tree names no package")?;
+        let (package, features) = line
+            .split_once('|')
+            .context("cargo tree prints otherwise")?;
+        let name = package
+            .split_whitespace()
+            .next()
+            .context("cargo tree names no package")?;
         let features = features.split(',').map(str::to_owned).collect();
         all.insert(name.to_owned(), features);
     }
-    ensure!(all.contains_key("pvm-unikernel"), "cargo tree does not show the kernel");
+    ensure!(
+        all.contains_key("pvm-unikernel"),
+        "cargo tree does not show the kernel"
+    );
     Ok(all)
 }
 
 /// Whether an SPDX expression can be met by what is allowed.
 fn is_allowed(expression: &str, extra: Option<&str>) -> Result<bool> {
-    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let spaced = expression
+        .replace('/', " OR ")
+        .replace('(', " ( ")
+        .replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut rest = words.as_slice();
     let allowed = any_of(&mut rest, extra)?;
@@ -110,7 +158,9 @@ fn one(words: &mut &[&str], extra: Option<&str>) -> Result<bool> {
         ["(", rest @ ..] => {
             *words = rest;
             let allowed = any_of(words, extra)?;
-            let [")", rest @ ..] = words else { bail!("a parenthesis is not closed") };
+            let [")", rest @ ..] = words else {
+                bail!("a parenthesis is not closed")
+            };
             *words = rest;
             Ok(allowed)
         }
@@ -145,7 +195,11 @@ mod tests {
             ("GPL-2.0 WITH Classpath-exception-2.0", false),
             ("MPL-2.0", false),
         ] {
-            assert_eq!(is_allowed(expression, None).unwrap(), allowed, "{expression}");
+            assert_eq!(
+                is_allowed(expression, None).unwrap(),
+                allowed,
+                "{expression}"
+            );
         }
         assert!(is_allowed("MPL-2.0", Some("MPL-2.0")).unwrap());
         for broken in ["", "(MIT", "MIT OR", "MIT Apache-2.0"] {

@@ -4,16 +4,25 @@
 mod bed;
 mod build;
 mod cache;
+mod checks;
+mod console;
 mod debian;
+mod demo;
 mod elf;
 mod images;
+mod it;
 mod keys;
+mod lab;
+mod licences;
 mod paths;
 mod process;
 mod qemu;
 mod qmp;
+mod report;
 mod setup;
+mod test;
 mod up;
+mod web;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -52,6 +61,17 @@ enum Command {
     Down,
     /// Say whether the bed is up
     Status,
+    /// From nothing to a Debian guest on Closer, step by step
+    Demo,
+    /// Run every check and test, or those that are named
+    Test {
+        /// A stage, a group, or GROUP/TEST (may be given again)
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// List the names
+        #[arg(long)]
+        list: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -93,5 +113,11 @@ fn run(command: Command) -> Result<()> {
         } => up::up(&paths, &options, fresh, !no_build),
         Command::Down => up::down(&paths),
         Command::Status => up::status(&paths),
+        Command::Demo => demo::run(&paths),
+        Command::Test { list: true, .. } => {
+            test::list();
+            Ok(())
+        }
+        Command::Test { only, .. } => test::run(&paths, &only),
     }
 }

@@ -1,0 +1,172 @@
+//! Done when 2: kernels, types, vCPUs, ramdisk and GRUB, eight at once.
+
+use super::{Test, passed};
+use crate::debian::Suite;
+use crate::images::Ramdisk;
+use crate::lab::{BOOT_LIMIT, BootFrom, Guest, GuestSpec, Lab, TRANSFER_LIMIT};
+use crate::report::Outcome;
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "pvh-debian13-1-vcpu",
+        run: |lab| ramdisk(lab, true, Suite::Trixie, 1),
+    },
+    Test {
+        name: "pvh-debian13-2-vcpus",
+        run: |lab| ramdisk(lab, true, Suite::Trixie, 2),
+    },
+    Test {
+        name: "pvh-debian12-1-vcpu",
+        run: |lab| ramdisk(lab, true, Suite::Bookworm, 1),
+    },
+    Test {
+        name: "pvh-debian12-2-vcpus",
+        run: |lab| ramdisk(lab, true, Suite::Bookworm, 2),
+    },
+    Test {
+        name: "pv-debian13-1-vcpu",
+        run: |lab| ramdisk(lab, false, Suite::Trixie, 1),
+    },
+    Test {
+        name: "pv-debian13-2-vcpus",
+        run: |lab| ramdisk(lab, false, Suite::Trixie, 2),
+    },
+    Test {
+        name: "pv-debian12-1-vcpu",
+        run: |lab| ramdisk(lab, false, Suite::Bookworm, 1),
+    },
+    Test {
+        name: "pv-debian12-2-vcpus",
+        run: |lab| ramdisk(lab, false, Suite::Bookworm, 2),
+    },
+    Test {
+        name: "pvh-grub-from-disk",
+        run: |lab| grub(lab, true),
+    },
+    Test {
+        name: "pv-grub-from-disk",
+        run: |lab| grub(lab, false),
+    },
+    Test {
+        name: "eight-guests-over-both-sockets",
+        run: eight_guests,
+    },
+];
+
+/// A guest of each kind comes up and sees what it was given.
+fn ramdisk(lab: &mut Lab, pvh: bool, suite: Suite, vcpus: u32) -> Result<Outcome> {
+    let mut spec = GuestSpec::new("one").vcpus(vcpus);
+    spec.boot = BootFrom::Ramdisk(suite, Ramdisk::Small);
+    spec.pvh = pvh;
+    let mut guest = lab.boot(&spec)?;
+    let kind = guest.ok("cat /sys/hypervisor/guest_type")?;
+    ensure!(
+        kind == if pvh { "PVH" } else { "PV" },
+        "the guest says it is {kind}"
+    );
+    let online = guest.ok("grep -c ^processor /proc/cpuinfo")?;
+    ensure!(
+        online == vcpus.to_string(),
+        "the guest has {online} CPUs, not {vcpus}"
+    );
+    let total: u32 = guest
+        .ok("awk '/^MemTotal/{print int($2/1024)}' /proc/meminfo")?
+        .parse()?;
+    ensure!(
+        total > spec.memory * 6 / 10 && total <= spec.memory,
+        "the guest has {total} MiB of {}",
+        spec.memory
+    );
+    let listed = lab.listed("one")?.context("the guest is not listed")?;
+    ensure!(listed["vcpus"] == vcpus, "listed as {listed}");
+    ensure!(listed["mem_mb"] == spec.memory, "listed as {listed}");
+    lab.closer(&["destroy", "one"])?;
+    ensure!(lab.listed("one")?.is_none(), "still listed after destroy");
+    Ok(Outcome::Passed(guest.ok_or_version()))
+}
+
+impl Guest {
+    /// The kernel's own first line, from the console's log, for the report.
+    fn ok_or_version(&self) -> String {
+        let text = self.console.text();
+        let line = text
+            .lines()
+            .find_map(|line| line.split_once("Linux version "));
+        line.and_then(|(_, rest)| rest.split(' ').next())
+            .unwrap_or_default()
+            .to_owned()
+    }
+}
+
+/// GRUB finds kernel, initrd and command line on the guest's own disk.
+fn grub(lab: &mut Lab, pvh: bool) -> Result<Outcome> {
+    import_debian(lab, "root")?;
+    let mut spec = GuestSpec::new("disk")
+        .boot(BootFrom::Grub)
+        .memory(512)
+        .disk("root");
+    spec.pvh = pvh;
+    spec.address = Some(crate::images::DEBIAN_ADDRESS.to_owned());
+    let mut guest = lab.create(&spec)?;
+    guest.console.wait_for_shell(BOOT_LIMIT * 2)?;
+    let root = guest.ok("findmnt -n -o SOURCE /")?;
+    ensure!(root == "/dev/xvda", "root is {root}");
+    let release = guest.ok(". /etc/os-release; echo $VERSION_CODENAME")?;
+    ensure!(release == "trixie", "the guest is {release}");
+    lab.closer(&["shutdown", "disk"])?;
+    lab.wait_gone("disk", BOOT_LIMIT)?;
+    passed()
+}
+
+/// Imports the Debian root as a volume.
+pub fn import_debian(lab: &mut Lab, volume: &str) -> Result<()> {
+    let image = lab.setup.debian_root()?;
+    let image = image
+        .to_str()
+        .context("the cache's path is not UTF-8")?
+        .to_owned();
+    lab.closer_within(&["volume", "import", volume, &image], TRANSFER_LIMIT)?;
+    Ok(())
+}
+
+/// Eight at once are spread over the sockets, each pinned where its memory is.
+fn eight_guests(lab: &mut Lab) -> Result<Outcome> {
+    let names: Vec<String> = (1..=8).map(|number| format!("g{number}")).collect();
+    let mut guests = Vec::new();
+    for (name, last) in names.iter().zip(30..) {
+        lab.volume(&format!("v-{name}"), "16M")?;
+        let spec = GuestSpec::new(name)
+            .disk(&format!("v-{name}"))
+            .net(&format!("10.0.2.{last}"));
+        guests.push(lab.create(&spec)?);
+    }
+    for guest in &mut guests {
+        guest.console.wait_for_shell(BOOT_LIMIT * 2)?;
+        guest.ok("echo $$ > /dev/xvda && sync")?;
+        guest.ok("ping -c 1 -W 10 10.0.2.2")?;
+    }
+    let mut nodes = BTreeSet::new();
+    for name in &names {
+        let listed = lab
+            .listed(name)?
+            .with_context(|| format!("{name} is not listed"))?;
+        let node = listed["node"]
+            .as_u64()
+            .with_context(|| format!("no one node: {listed}"))?;
+        let cores = u64::from(lab.options.cores);
+        let cpus = listed["cpus"].as_array().context("cpus is no array")?;
+        ensure!(!cpus.is_empty(), "{name} is pinned nowhere: {listed}");
+        for cpu in cpus {
+            let cpu = cpu.as_u64().context("a CPU is no number")?;
+            ensure!(
+                cpu / cores == node,
+                "{name} has memory on node {node} and CPU {cpu}"
+            );
+        }
+        nodes.insert(node);
+    }
+    ensure!(nodes.len() == 2, "all guests are on node {nodes:?}");
+    passed()
+}

@@ -1,0 +1,76 @@
+//! The console server: watchers, history, nobody reading.
+
+use super::{Test, passed};
+use crate::lab::{BOOT_LIMIT, GuestSpec, Lab, RUN_LIMIT};
+use crate::report::Outcome;
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "several-watchers-see-the-same",
+        run: watchers,
+    },
+    Test {
+        name: "the-last-64-kib-are-kept",
+        run: history,
+    },
+    Test {
+        name: "a-guest-nobody-watches-is-not-held-up",
+        run: unwatched,
+    },
+];
+
+fn watchers(lab: &mut Lab) -> Result<Outcome> {
+    let mut first = lab.boot(&GuestSpec::new("a"))?;
+    let mut second = lab.attach("a")?;
+    let mut third = lab.attach("a")?;
+    first.ok("echo seen-by-all > /dev/hvc0")?;
+    for watcher in [&mut first, &mut second, &mut third] {
+        watcher.console.wait_for("seen-by-all", RUN_LIMIT)?;
+    }
+    drop(second);
+    first.ok("echo seen-by-the-rest > /dev/hvc0")?;
+    third.console.wait_for("seen-by-the-rest", RUN_LIMIT)?;
+    passed()
+}
+
+fn history(lab: &mut Lab) -> Result<Outcome> {
+    let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    guest.ok("seq 100000 120000 > /dev/hvc0")?;
+    let log = lab.closer(&["console", "--log", "a"])?;
+    ensure!(log.len() >= 60 << 10, "only {} bytes are kept", log.len());
+    ensure!(log.len() <= 65 << 10, "{} bytes are kept", log.len());
+    ensure!(log.contains("\n119990\r\n"), "the last lines are missing");
+    ensure!(
+        !log.contains("\n100001\r\n"),
+        "the first lines are still there"
+    );
+    // None is missing in between.
+    let numbers: Vec<u32> = log
+        .lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .collect();
+    let gaps = numbers
+        .windows(2)
+        .filter(|pair| pair[1] != pair[0] + 1 && pair[0] != 120_000);
+    ensure!(gaps.count() == 0, "lines are missing in the middle");
+    passed()
+}
+
+fn unwatched(lab: &mut Lab) -> Result<Outcome> {
+    let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    guest.ok(
+        "(sleep 2; seq 1 40000 > /dev/hvc0; echo unwatched-done > /dev/hvc0) >/dev/null 2>&1 &",
+    )?;
+    drop(guest);
+    std::thread::sleep(Duration::from_secs(10));
+    let mut again = lab.attach("a")?;
+    again.console.wait_for_shell(BOOT_LIMIT)?;
+    let log = lab.closer(&["console", "--log", "a"])?;
+    ensure!(
+        log.contains("unwatched-done"),
+        "the guest did not get through"
+    );
+    passed()
+}

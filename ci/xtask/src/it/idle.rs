@@ -1,0 +1,65 @@
+//! Done when 5: idle guests cost nothing.
+
+use super::Test;
+use crate::lab::{GuestSpec, Lab};
+use crate::report::Outcome;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub const TESTS: &[Test] = &[Test {
+    name: "four-idle-guests",
+    run: idle,
+}];
+
+/// Idle time that is looked at.
+const IDLE: Duration = Duration::from_secs(60);
+/// Share of a CPU that each of Closer's vCPUs may use, in percent.
+const LIMIT_PERCENT: f64 = 0.5;
+
+fn idle(lab: &mut Lab) -> Result<Outcome> {
+    for (number, last) in (1..=4).zip(30..) {
+        lab.volume(&format!("v{number}"), "8M")?;
+        let spec = GuestSpec::new(&format!("g{number}"));
+        lab.boot(
+            &spec
+                .disk(&format!("v{number}"))
+                .net(&format!("10.0.2.{last}")),
+        )?;
+    }
+    // The guests' own boot has to come to rest; their consoles are detached.
+    thread::sleep(Duration::from_secs(10));
+    let before = vcpu_times(lab)?;
+    let started = Instant::now();
+    thread::sleep(IDLE);
+    let after = vcpu_times(lab)?;
+    let elapsed = started.elapsed().as_secs_f64();
+    ensure!(
+        before.len() == after.len() && !after.is_empty(),
+        "vCPUs came or went"
+    );
+    let mut worst = 0.0_f64;
+    for (vcpu, (before, after)) in before.iter().zip(&after).enumerate() {
+        let percent = (after - before) / elapsed * 100.0;
+        ensure!(percent >= 0.0, "vCPU {vcpu}'s time ran backwards");
+        ensure!(
+            percent < LIMIT_PERCENT,
+            "vCPU {vcpu} of Closer used {percent:.2} % while idle"
+        );
+        worst = worst.max(percent);
+    }
+    Ok(Outcome::Passed(format!("at most {worst:.3} % of a CPU")))
+}
+
+/// Seconds that each of Closer's vCPUs has run, as Xen counts it.
+fn vcpu_times(lab: &mut Lab) -> Result<Vec<f64>> {
+    let info = lab.json(&["info"])?;
+    let times = info.pointer("/own/vcpu_ns").and_then(Value::as_array);
+    let times = times.with_context(|| format!("info has no own.vcpu_ns: {info}"))?;
+    Ok(times
+        .iter()
+        .filter_map(Value::as_f64)
+        .map(|ns| ns / 1e9)
+        .collect())
+}

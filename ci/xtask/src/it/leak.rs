@@ -1,0 +1,108 @@
+//! Done when 4: creates and destroys leave nothing behind.
+
+use super::Test;
+use crate::lab::{BOOT_LIMIT, GuestSpec, Lab};
+use crate::report::Outcome;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+pub const TESTS: &[Test] = &[Test {
+    name: "fifty-creates-and-destroys",
+    run: fifty,
+}];
+
+const ROUNDS: usize = 50;
+/// Rounds after which caches have their size.
+const WARM: usize = 5;
+/// What Xen may keep of its own over 45 rounds, in bytes: 16 pages, for its own tables
+/// that grow by chunks.
+const XEN_SLACK: u64 = 16 * 4096;
+/// Heap of Closer that may differ from round to round, in bytes (log ring, RPC buffers).
+const OWN_SLACK: u64 = 64 * 1024;
+
+fn fifty(lab: &mut Lab) -> Result<Outcome> {
+    lab.volume("v", "8M")?;
+    let mut at_first = None;
+    for round in 1..=ROUNDS {
+        let mut spec = GuestSpec::new("g").disk("v").net("10.0.2.30");
+        spec.pvh = round % 3 != 0;
+        let mut guest = lab.create(&spec)?;
+        // Some are ended in the middle of their boot, some when all is connected.
+        if round % 5 == 0 {
+            guest.console.wait_for_shell(BOOT_LIMIT)?;
+            guest.ok("head -c 100000 /dev/urandom > /dev/xvda; sync; ping -c 1 -W 10 10.0.2.2")?;
+        } else if round % 2 == 0 {
+            guest.console.wait_for("Linux version", BOOT_LIMIT)?;
+        }
+        drop(guest);
+        lab.closer(&["destroy", "g"])?;
+        if round == WARM {
+            at_first = Some(counts(lab)?);
+        }
+    }
+    let first = at_first.context("there was no first count")?;
+    let last = counts(lab)?;
+    let lost = first.free.saturating_sub(last.free);
+    ensure!(
+        lost <= XEN_SLACK,
+        "{lost} bytes of Xen's free memory are gone: {} to {}",
+        first.free,
+        last.free
+    );
+    let grown = last.own_used.saturating_sub(first.own_used);
+    ensure!(
+        grown <= OWN_SLACK,
+        "Closer grew by {grown} bytes: {} to {}",
+        first.own_used,
+        last.own_used
+    );
+    for (what, before, after) in [
+        ("grants", &first.grants, &last.grants),
+        ("ports", &first.ports, &last.ports),
+        ("xenstore nodes", &first.nodes, &last.nodes),
+        ("domains", &first.domains, &last.domains),
+    ] {
+        ensure!(
+            before == after,
+            "{what}: {before} before, {after} after {ROUNDS} rounds"
+        );
+    }
+    Ok(Outcome::Passed(format!("Xen {lost} B, Closer {grown} B")))
+}
+
+/// What is counted.
+#[derive(Debug)]
+struct Counts {
+    free: u64,
+    own_used: u64,
+    grants: Value,
+    ports: Value,
+    nodes: Value,
+    domains: Value,
+}
+
+fn counts(lab: &mut Lab) -> Result<Counts> {
+    let info = lab.json(&["info"])?;
+    let number = |path: &str| {
+        info.pointer(path)
+            .and_then(Value::as_u64)
+            .with_context(|| format!("info has no {path}: {info}"))
+    };
+    let value = |path: &str| {
+        info.pointer(path)
+            .cloned()
+            .with_context(|| format!("info has no {path}: {info}"))
+    };
+    let (free, own_used) = (number("/free_memory")?, number("/own/used")?);
+    let (grants, ports) = (value("/own/grant_maps")?, value("/own/ports")?);
+    let nodes = lab.closer(&["xenstore-ls", "/"])?.lines().count().into();
+    let domains = lab.guests()?.len().into();
+    Ok(Counts {
+        free,
+        own_used,
+        grants,
+        ports,
+        nodes,
+        domains,
+    })
+}

@@ -1,0 +1,184 @@
+//! Shutdown, reboot, crash, pause; the host's own power-off and restart.
+
+use super::{Test, passed};
+use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab};
+use crate::report::Outcome;
+use anyhow::{Context, Result, ensure};
+use std::thread;
+use std::time::Duration;
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "shutdown-ends-the-guest",
+        run: shutdown,
+    },
+    Test {
+        name: "guest-powers-itself-off",
+        run: poweroff_inside,
+    },
+    Test {
+        name: "guest-reboots-with-no-cli",
+        run: reboot_inside,
+    },
+    Test {
+        name: "reboot-command",
+        run: reboot_command,
+    },
+    Test {
+        name: "crash-destroys-by-default",
+        run: crash_destroys,
+    },
+    Test {
+        name: "crash-restarts-if-asked",
+        run: crash_restarts,
+    },
+    Test {
+        name: "crash-preserves-if-asked",
+        run: crash_preserves,
+    },
+    Test {
+        name: "pause-stops-and-unpause-goes-on",
+        run: pause,
+    },
+    Test {
+        name: "memory-comes-back",
+        run: memory_back,
+    },
+    Test {
+        name: "host-powers-off",
+        run: host_poweroff,
+    },
+];
+
+fn shutdown(lab: &mut Lab) -> Result<Outcome> {
+    lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["shutdown", "a"])?;
+    lab.wait_gone("a", BOOT_LIMIT)?;
+    passed()
+}
+
+fn poweroff_inside(lab: &mut Lab) -> Result<Outcome> {
+    let mut guest = lab.boot(&GuestSpec::new("a").pv())?;
+    // The answer may or may not come out before the console is gone.
+    let ended = guest
+        .console
+        .run("(sleep 1; poweroff) &", Duration::from_secs(10));
+    drop(ended);
+    lab.wait_gone("a", BOOT_LIMIT)?;
+    passed()
+}
+
+/// The image is kept on the host: nothing is attached while the guest is made anew.
+fn reboot_inside(lab: &mut Lab) -> Result<Outcome> {
+    let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    let old = lab.domid("a")?;
+    guest.ok("(sleep 1; reboot) >/dev/null 2>&1 &")?;
+    drop(guest);
+    lab.wait_reborn("a", old, BOOT_LIMIT)?;
+    let mut guest = lab.attach("a")?;
+    guest.console.wait_for_shell(BOOT_LIMIT)?;
+    let uptime: f64 = guest.ok("cut -d' ' -f1 /proc/uptime")?.parse()?;
+    ensure!(
+        uptime < 120.0,
+        "the guest is up since {uptime} s: it did not reboot"
+    );
+    passed()
+}
+
+fn reboot_command(lab: &mut Lab) -> Result<Outcome> {
+    lab.boot(&GuestSpec::new("a").pv())?;
+    let old = lab.domid("a")?;
+    lab.closer(&["reboot", "a"])?;
+    lab.wait_reborn("a", old, BOOT_LIMIT)?;
+    lab.attach("a")?.console.wait_for_shell(BOOT_LIMIT)?;
+    passed()
+}
+
+/// Boots a guest with `line` in its file and makes its kernel panic.
+fn crash(lab: &mut Lab, line: &str) -> Result<u64> {
+    let mut guest = lab.boot(&GuestSpec::new("a").line(line))?;
+    let domid = lab.domid("a")?;
+    let ended = guest.console.run(
+        "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
+        Duration::from_secs(5),
+    );
+    ensure!(
+        ended.is_err(),
+        "the guest lives on after its kernel's panic: {ended:?}"
+    );
+    Ok(domid)
+}
+
+fn crash_destroys(lab: &mut Lab) -> Result<Outcome> {
+    crash(lab, "")?;
+    lab.wait_gone("a", CLI_LIMIT)?;
+    passed()
+}
+
+fn crash_restarts(lab: &mut Lab) -> Result<Outcome> {
+    let old = crash(lab, "on_crash = \"restart\"")?;
+    lab.wait_reborn("a", old, BOOT_LIMIT)?;
+    lab.attach("a")?.console.wait_for_shell(BOOT_LIMIT)?;
+    passed()
+}
+
+fn crash_preserves(lab: &mut Lab) -> Result<Outcome> {
+    crash(lab, "on_crash = \"preserve\"")?;
+    thread::sleep(Duration::from_secs(3));
+    let listed = lab.listed("a")?.context("the crashed guest is not kept")?;
+    let state = listed["state"].as_str().unwrap_or_default().to_lowercase();
+    ensure!(state.contains('c'), "its state is {state}, not crashed");
+    let log = lab.closer(&["console", "--log", "a"])?;
+    ensure!(
+        log.contains("sysrq"),
+        "the kept console does not show the panic"
+    );
+    passed()
+}
+
+fn pause(lab: &mut Lab) -> Result<Outcome> {
+    let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["pause", "a"])?;
+    let listed = lab.listed("a")?.context("the paused guest is not listed")?;
+    let state = listed["state"].as_str().unwrap_or_default().to_lowercase();
+    ensure!(state.contains('p'), "its state is {state}, not paused");
+    let silent = guest.console.run("true", Duration::from_secs(3));
+    ensure!(silent.is_err(), "a paused guest answers");
+    lab.closer(&["unpause", "a"])?;
+    guest.console.wait_for_shell(CLI_LIMIT)?;
+    passed()
+}
+
+/// What Xen has free after a guest is what it had before.
+fn memory_back(lab: &mut Lab) -> Result<Outcome> {
+    // The first guest may grow caches that stay.
+    lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["destroy", "a"])?;
+    let before = lab.free_memory()?;
+    for spec in [GuestSpec::new("a"), GuestSpec::new("a").pv()] {
+        lab.boot(&spec)?;
+        let during = lab.free_memory()?;
+        ensure!(
+            before - during > 100 << 20,
+            "a guest of 192 MiB took {} bytes",
+            before - during
+        );
+        lab.closer(&["destroy", "a"])?;
+        thread::sleep(Duration::from_secs(1));
+        let after = lab.free_memory()?;
+        // A PV guest's last page-table pages are let go lazily by Xen.
+        ensure!(
+            before.abs_diff(after) <= 256 << 10,
+            "{before} bytes were free, now {after}"
+        );
+    }
+    passed()
+}
+
+/// ACPI S5: QEMU ends by itself. The next test boots the host again.
+fn host_poweroff(lab: &mut Lab) -> Result<Outcome> {
+    lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["host-poweroff"])?;
+    lab.bed()?.wait_for_end(Duration::from_secs(90))?;
+    passed()
+}

@@ -1,0 +1,74 @@
+//! Done when 1: the same on another Xen, and behind an IOMMU.
+
+use super::{Test, forwarding, passed};
+use crate::lab::{GuestSpec, Lab};
+use crate::qemu::{BedOptions, Switch};
+use crate::report::Outcome;
+use crate::setup::XenVersion;
+use crate::web;
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+pub const TESTS: &[Test] = &[Test {
+    name: "a-guest-with-disk-and-network",
+    run: disk_and_network,
+}];
+
+const ADDRESS: &str = "10.0.2.30";
+
+/// Debian 12's Xen.
+pub fn old_xen() -> Result<BedOptions> {
+    Ok(BedOptions {
+        xen: XenVersion::V4_17,
+        ..forwarding(ADDRESS, 80)?
+    })
+}
+
+/// An AMD IOMMU with interrupt remapping.
+pub fn iommu() -> Result<BedOptions> {
+    Ok(BedOptions {
+        iommu: Switch::On,
+        ..forwarding(ADDRESS, 80)?
+    })
+}
+
+fn disk_and_network(lab: &mut Lab) -> Result<Outcome> {
+    let serial = lab.bed()?.serial();
+    let version = lab.options.xen.name();
+    ensure!(
+        serial.contains(&format!("Xen version {version}")),
+        "this is not Xen {version}"
+    );
+    if lab.options.iommu == Switch::On {
+        ensure!(
+            serial.contains("I/O virtualisation enabled"),
+            "Xen does not use the IOMMU"
+        );
+    }
+    lab.volume("v", "32M")?;
+    for pvh in [true, false] {
+        let mut spec = GuestSpec::new("g").memory(256).disk("v").net(ADDRESS);
+        spec.pvh = pvh;
+        let mut guest = lab.boot(&spec)?;
+        let sum = guest.ok(
+            "mkdir /tmp/w; head -c 1000000 /dev/urandom > /tmp/w/f; dd if=/tmp/w/f of=/dev/xvda \
+             bs=64k; sync; echo 3 > /proc/sys/vm/drop_caches; httpd -p 80 -h /tmp/w; \
+             head -c 1000000 /dev/xvda | sha256sum",
+        )?;
+        let sum = sum.lines().last().context("no checksum")?.to_owned();
+        let port = lab
+            .options
+            .forward
+            .first()
+            .context("the bed forwards no port")?
+            .host_port;
+        let body = web::get(port, "/f", Duration::from_secs(120))?;
+        let ours = web::sha256(&body, &lab.dir)?;
+        ensure!(
+            sum.starts_with(&ours),
+            "disk and network disagree: {sum} and {ours}"
+        );
+        lab.closer(&["destroy", "g"])?;
+    }
+    passed()
+}
