@@ -191,15 +191,11 @@ impl Charge {
         }
     }
 
-    pub(crate) fn grow(&mut self, bytes: usize) {
+    /// Charges another amount.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        self.account.memory.sub(self.bytes);
         self.account.memory.add(bytes);
-        self.bytes += bytes;
-    }
-
-    pub(crate) fn shrink(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.bytes);
-        self.account.memory.sub(bytes);
-        self.bytes -= bytes;
+        self.bytes = bytes;
     }
 }
 
@@ -240,6 +236,15 @@ impl Usage {
 
     pub(crate) fn of(&self, owner: DomId) -> (isize, isize) {
         self.0.get(&owner).copied().unwrap_or_default()
+    }
+
+    /// Bytes that owners will hold more of.
+    pub(crate) fn growth(&self) -> usize {
+        let grown = self
+            .0
+            .values()
+            .map(|(_, bytes)| usize::try_from(*bytes).unwrap_or(0));
+        grown.sum()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DomId, (isize, isize))> + '_ {

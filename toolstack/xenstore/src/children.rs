@@ -30,6 +30,18 @@ pub(crate) struct Entry {
     bytes: usize,
 }
 
+/// The order of names: numbers first, by value, so that a guest meets its devices as
+/// they are numbered (`vif/2` before `vif/10`).
+fn order(a: &str, b: &str) -> Ordering {
+    let number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    match (number(a), number(b)) {
+        (true, true) => (a.len(), a).cmp(&(b.len(), b)),
+        (true, false) => Ordering::Less,
+        (false, true) => Ordering::Greater,
+        (false, false) => a.cmp(b),
+    }
+}
+
 fn height(link: &Link) -> u8 {
     link.as_ref().map_or(0, |entry| entry.height)
 }
@@ -67,7 +79,7 @@ impl Children {
     pub(crate) fn get(&self, name: &str) -> Option<&Rc<Node>> {
         let mut link = &self.root;
         while let Some(entry) = link {
-            link = match name.cmp(&entry.name) {
+            link = match order(name, &entry.name) {
                 Ordering::Less => &entry.left,
                 Ordering::Greater => &entry.right,
                 Ordering::Equal => return Some(&entry.node),
@@ -82,7 +94,7 @@ impl Children {
         let mut link = &mut self.root;
         while let Some(entry) = link {
             let entry = own(entry, copied);
-            match name.cmp(&entry.name) {
+            match order(name, &entry.name) {
                 Ordering::Less => link = &mut entry.left,
                 Ordering::Greater => link = &mut entry.right,
                 Ordering::Equal => return Some(&mut entry.node),
@@ -210,7 +222,7 @@ fn insert(link: &mut Link, name: &str, node: Rc<Node>, copied: &mut u64) {
         return;
     };
     let entry = own(entry, copied);
-    if name < &*entry.name {
+    if order(name, &entry.name) == Ordering::Less {
         insert(&mut entry.left, name, node, copied);
     } else {
         insert(&mut entry.right, name, node, copied);
@@ -221,7 +233,7 @@ fn insert(link: &mut Link, name: &str, node: Rc<Node>, copied: &mut u64) {
 /// `name` is there: looked up before, so that a miss copies nothing.
 fn remove(link: &mut Link, name: &str, copied: &mut u64) -> Option<Rc<Node>> {
     let entry = own(link.as_mut()?, copied);
-    let removed = match name.cmp(&entry.name) {
+    let removed = match order(name, &entry.name) {
         Ordering::Less => remove(&mut entry.left, name, copied),
         Ordering::Greater => remove(&mut entry.right, name, copied),
         Ordering::Equal => {
@@ -373,6 +385,7 @@ mod tests {
             }
             copies.push((ours, model));
             for (children, model) in copies {
+                // Names start with a letter here: the model's order is ours.
                 prop_assert_eq!(contents(&children), model.into_iter().collect::<Vec<_>>());
             }
         }
@@ -390,6 +403,16 @@ mod tests {
             while !children.list(parts.len(), room, &mut parts) {}
             prop_assert_eq!(parts, whole);
         }
+    }
+
+    #[test]
+    fn numbers_come_first_and_by_value() {
+        let mut children = Children::default();
+        for name in ["b", "10", "a", "9", "1a", "100", "09"] {
+            children.insert(name, node(0), &mut 0);
+        }
+        let names: Vec<_> = children.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["9", "09", "10", "100", "1a", "a", "b"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use xen_abi::io::xs_wire::{MessageType, SockMsg, XENSTORE_PAYLOAD_MAX};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// What a queued packet is taken to cost beside its bytes.
-pub(crate) const PACKET_COST: usize = 96;
+pub(crate) const PACKET_COST: usize = 176;
 /// Bytes of a packet's header.
 pub(crate) const HEADER: usize = size_of::<SockMsg>();
 
@@ -180,10 +180,11 @@ impl Connection {
     ) {
         header.len = u32::try_from(payload.len()).expect("at most XENSTORE_PAYLOAD_MAX");
         let bytes = [header.as_bytes(), payload].concat().into_boxed_slice();
+        let path = event.as_ref().map_or(0, |(_, path)| path.as_str().len());
         self.output_bytes += bytes.len();
         self.output.push_back(Packet {
             sent: 0,
-            _charge: Charge::new(&self.account, bytes.len() + PACKET_COST),
+            _charge: Charge::new(&self.account, bytes.len() + path + PACKET_COST),
             bytes,
             _ticket: ticket,
             event,

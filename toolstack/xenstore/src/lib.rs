@@ -12,6 +12,8 @@ mod connection;
 mod control;
 mod domains;
 mod events;
+mod firing;
+mod lifecycle;
 mod local;
 mod node;
 mod ops;

@@ -117,22 +117,45 @@ impl Server {
 
     /// [`LocalTransaction::write`] by itself.
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), XsError> {
-        self.transaction(|t| t.write(path, value))
+        self.change_locally(&Op::Write(Path::new(path)?, value.into()))
     }
 
     /// [`LocalTransaction::mkdir`] by itself.
     pub fn mkdir(&mut self, path: &str) -> Result<(), XsError> {
-        self.transaction(|t| t.mkdir(path))
+        self.change_locally(&Op::Mkdir(Path::new(path)?))
     }
 
     /// [`LocalTransaction::remove`] by itself.
     pub fn remove(&mut self, path: &str) -> Result<(), XsError> {
-        self.transaction(|t| t.remove(path))
+        self.change_locally(&Op::Remove(Path::new(path)?))
     }
 
     /// [`LocalTransaction::set_perms`] by itself.
     pub fn set_perms(&mut self, path: &str, perms: &[Perm]) -> Result<(), XsError> {
-        self.transaction(|t| t.set_perms(path, perms))
+        self.know_named(perms);
+        self.change_locally(&Op::SetPerms(Path::new(path)?, Perms::new(perms)?))
+    }
+
+    /// One change, which happens whole or not at all by itself: no snapshot is needed.
+    fn change_locally(&mut self, op: &Op) -> Result<(), XsError> {
+        let (mut usage, mut changes) = (Usage::default(), Vec::new());
+        let mut work = Work {
+            store: &mut self.store,
+            domains: &self.domains,
+            watches: &self.index,
+            actor: Actor::LOCAL,
+            usage: &mut usage,
+            changes: &mut changes,
+        };
+        work.apply(op)?;
+        self.finish_locally(&usage, &changes);
+        Ok(())
+    }
+
+    fn finish_locally(&mut self, usage: &Usage, changes: &[Change]) {
+        self.domains.settle(usage);
+        self.fire(changes, None);
+        self.bound_snapshots();
     }
 
     /// Does what `work` does, all of it or (if it gives an error back) nothing.
@@ -171,10 +194,7 @@ impl Server {
             return result;
         }
         drop(before);
-        self.domains.settle(&usage);
-        let changes = crate::ops::merge(changes);
-        self.fire(&changes, None);
-        self.bound_snapshots();
+        self.finish_locally(&usage, &crate::ops::merge(changes));
         result
     }
 

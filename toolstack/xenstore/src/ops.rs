@@ -36,9 +36,10 @@ impl Op {
 
     /// Bytes that remembering it takes.
     pub(crate) fn cost(&self) -> usize {
-        64 + self.path().as_str().len()
+        96 + self.path().as_str().len()
             + match self {
-                Self::Write(_, data) => data.len(),
+                // Here, and in the transaction's view.
+                Self::Write(_, data) => 2 * data.len(),
                 Self::SetPerms(_, perms) => perms.entries().len() * 4,
                 Self::Mkdir(_) | Self::Remove(_) => 0,
             }

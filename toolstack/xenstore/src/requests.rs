@@ -11,7 +11,6 @@ use crate::watches::WatchId;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::fmt::Write as _;
 use xen_abi::io::xs_wire::{MessageType, SockMsg, XENSTORE_PAYLOAD_MAX, XsError};
 use xen_abi::{DomId, EvtchnPort};
 
@@ -373,6 +372,12 @@ impl Server {
             // The client was told something about the node.
             Err(_) => transaction.note_read(op.path(), false),
         }
+        let memory = account.map_or(0, |account| account.memory.get());
+        if !request.actor.privileged && memory >= quotas.memory {
+            // Or the client would not be read any more, and could never end it.
+            transaction.give_up(XsError::ENOMEM);
+            return Err(XsError::ENOMEM);
+        }
         result
     }
 
@@ -496,7 +501,7 @@ impl Server {
         let domid = parse_domid(domid)?;
         let port = core::str::from_utf8(port).map_err(|_| XsError::EINVAL)?;
         let port: u32 = port.parse().map_err(|_| XsError::EINVAL)?;
-        if port == 0 || domid >= DomId::FIRST_RESERVED {
+        if port == 0 || domid == DomId(0) || domid >= DomId::FIRST_RESERVED {
             return Err(XsError::EINVAL);
         }
         self.domain_introduced(domid);
@@ -522,102 +527,5 @@ impl Server {
         self.domain_mut(target)?;
         self.domain_mut(domid)?.target = Some(target);
         Ok(OK.to_vec())
-    }
-
-    // ---- a domain's end ----------------------------------------------------------------
-
-    /// Removes the nodes a domain owns, with all below, and its name from the
-    /// permissions of all others.
-    pub(crate) fn remove_traces_of(&mut self, domid: DomId) {
-        let (mut owned, mut named) = (Vec::new(), Vec::new());
-        let mut walk = self.store.walk();
-        while let Some((path, node)) = walk.next() {
-            if node.perms.owner() == domid {
-                walk.skip_below();
-                owned.push(path);
-            } else if node.perms.names(domid) {
-                named.push((path, node.perms.without(|other| other == domid)));
-            }
-        }
-        drop(walk);
-        let (mut usage, mut changes) = (Usage::default(), Vec::new());
-        for (path, perms) in named {
-            let gone = self.store.get(&path).map_or(0, |node| {
-                let entries = node.perms.entries().len() - perms.entries().len();
-                crate::node::node_cost(0, entries, 0) - crate::node::node_cost(0, 0, 0)
-            });
-            usage.add(perms.owner(), 0, -crate::account::signed(gone));
-            self.store.set_perms(&path, perms);
-        }
-        let mut work = Work {
-            store: &mut self.store,
-            domains: &self.domains,
-            watches: &self.index,
-            actor: Actor::LOCAL,
-            usage: &mut usage,
-            changes: &mut changes,
-        };
-        let mut kept = Vec::new();
-        for path in owned {
-            if work.remove_tree(&path).is_err() {
-                kept.push(path);
-            }
-        }
-        // The root and the special nodes stay, and are dom0's again.
-        for path in kept {
-            if let Some(node) = self.store.get(&path) {
-                let cost = crate::account::signed(node.cost(path.name()));
-                usage.add(domid, -1, -cost);
-                let perms = node.perms.with_owner(DomId(0));
-                usage.add(DomId(0), 1, cost);
-                self.store.set_perms(&path, perms);
-            }
-        }
-        self.domains.settle(&usage);
-        self.fire(&changes, None);
-        self.bound_snapshots();
-    }
-
-    /// What every owner's account should hold for its nodes.
-    pub(crate) fn owned_usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        for (path, node) in self.store.walk() {
-            let cost = crate::account::signed(node.cost(path.name()));
-            usage.add(node.perms.owner(), 1, cost);
-        }
-        usage
-    }
-
-    /// Counts everything anew: the first line that does not agree, if any.
-    pub(crate) fn check(&self) -> Result<(), alloc::string::String> {
-        let owned = self.owned_usage();
-        for (domid, domain) in self.domains.iter() {
-            let (nodes, bytes) = owned.of(domid);
-            let account = &domain.account;
-            let counted = crate::account::signed(account.nodes.get());
-            if nodes != counted {
-                return Err(format!(
-                    "d{domid} owns {nodes} nodes, its account says {counted}"
-                ));
-            }
-            let held = crate::account::signed(account.memory.get());
-            if bytes > held {
-                return Err(format!(
-                    "d{domid} owns {bytes} bytes, its account says {held}"
-                ));
-            }
-        }
-        let mut unknown = alloc::string::String::new();
-        for (domid, _) in owned
-            .iter()
-            .filter(|(domid, _)| !self.domains.knows(*domid))
-        {
-            write!(unknown, "nodes of the unknown d{domid} ").expect("a string takes all");
-        }
-        if unknown.is_empty() {
-            Ok(())
-        } else {
-            Err(unknown)
-        }
     }
 }

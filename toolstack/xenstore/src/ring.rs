@@ -64,8 +64,9 @@ pub struct RingConnection {
 }
 
 impl RingConnection {
-    /// Introduces `domid` with its xenstore page (or introduces it again, with a page
-    /// mapped anew). Call [`Self::pump`] next, and notify as it says: a domain that
+    /// Introduces `domid` with its xenstore page. The first time, what the domain has
+    /// written already is served; when it is introduced again, its connection starts
+    /// anew and the ring is emptied. Call [`Self::pump`] next, and notify as it says: a domain that
     /// found the connection word set is waiting for that.
     pub fn attach(server: &mut Server, domid: DomId, page: SharedPages) -> Self {
         let layout = ByteRingLayout::XENSTORE;
@@ -74,13 +75,18 @@ impl RingConnection {
         page.store_u32(ERROR, XENSTORE_ERROR_NONE, Ordering::Relaxed);
         let consumed = page.load_u32(layout.from_cons, Ordering::Acquire);
         let produced = page.load_u32(layout.to_prod, Ordering::Acquire);
-        Self {
+        let again = server.is_introduced(domid) && server.connection_of(domid).is_some();
+        let mut this = Self {
             ring: ByteRing::attach(page, layout),
             conn: server.domain_introduced(domid),
             consumed,
             produced,
             ended: false,
+        };
+        if again {
+            this.empty();
         }
+        this
     }
 
     /// The connection that this ring carries.
@@ -193,16 +199,21 @@ impl RingConnection {
     /// Empties both streams, forgets the connection's state, says so.
     fn reconnect(&mut self, server: &mut Server) {
         server.reset_connection(self.conn);
+        self.empty();
+        let page = self.ring.pages();
+        page.store_u32(ERROR, XENSTORE_ERROR_NONE, Ordering::Relaxed);
+        page.store_u32(CONNECTION, XENSTORE_CONNECTED, Ordering::Release);
+        self.ended = false;
+    }
+
+    fn empty(&mut self) {
         let (layout, page) = (ByteRingLayout::XENSTORE, self.ring.pages());
-        // The domain looks at nothing but the connection word now, so its own two
-        // indices are ours to set: each to where our side of that stream stands.
+        // The domain looks at nothing but the connection word (or does not run yet), so
+        // its own two indices are ours to set: each to where our side stands.
         page.store_u32(layout.from_prod, self.consumed, Ordering::Relaxed);
         page.store_u32(layout.from_cons, self.consumed, Ordering::Relaxed);
         page.store_u32(layout.to_cons, self.produced, Ordering::Relaxed);
         page.store_u32(layout.to_prod, self.produced, Ordering::Relaxed);
-        page.store_u32(ERROR, XENSTORE_ERROR_NONE, Ordering::Relaxed);
-        page.store_u32(CONNECTION, XENSTORE_CONNECTED, Ordering::Release);
-        self.ended = false;
     }
 }
 

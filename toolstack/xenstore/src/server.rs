@@ -1,23 +1,19 @@
 //! The server: connections, domains, watches and the store, with no I/O of its own.
 
-use crate::account::{Charge, Quotas, Ticket, count};
-use crate::connection::{Connection, PACKET_COST};
-use crate::domains::{Domain, Domains};
-use crate::events::Queue;
-use crate::ops::Change;
-use crate::path::Path;
-use crate::perms::{Access, Actor, Perm};
-use crate::stats::DomainStats;
+use crate::account::{Quotas, count};
+use crate::connection::Connection;
+use crate::domains::Domains;
+use crate::firing::Watch;
+use crate::perms::Actor;
 use crate::store::Store;
 use crate::trace::Trace;
 use crate::watches::{WatchId, WatchIndex};
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::rc::{Rc, Weak};
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::task::{Context, Poll, Waker};
-use xen_abi::io::xs_wire::{XENSTORE_PAYLOAD_MAX, XsError};
+use xen_abi::io::xs_wire::XsError;
 use xen_abi::{DomId, EvtchnPort};
 
 /// Names a connection; not used again before 2^32 others.
@@ -29,11 +25,9 @@ pub struct ConnId(pub u32);
 const WORK_PER_CALL: usize = 256;
 /// Bytes a privileged client may leave unread before it is no longer read itself.
 const PRIVILEGED_BACKLOG: usize = 256 * 1024;
-/// Bytes of unread output from which on a privileged client's events are dropped.
-const PRIVILEGED_OUTPUT_MAX: usize = 8 * 1024 * 1024;
 /// Actions that wait for the caller before privileged clients are no longer read.
 const ACTIONS_MAX: usize = 64;
-/// Bytes of an old state that open transactions may keep alive, by [`Store::copied`].
+/// Bytes of old states that open transactions may keep alive, by [`Store::copied`].
 const PINNED_MAX: u64 = 4 * 1024 * 1024;
 
 /// Limits and times.
@@ -104,26 +98,6 @@ impl core::fmt::Display for ConnectionError {
 
 impl core::error::Error for ConnectionError {}
 
-/// Who hears of a watch.
-#[derive(Debug)]
-enum Listener {
-    Connection(ConnId),
-    Local {
-        queue: Weak<RefCell<Queue>>,
-        token: u64,
-    },
-}
-
-#[derive(Debug)]
-pub(crate) struct Watch {
-    pub path: Path,
-    pub token: Box<[u8]>,
-    listener: Listener,
-    /// How much of a path to leave out for a relative watch.
-    prefix: usize,
-    _charge: Option<Charge>,
-}
-
 /// A xenstore server; see the crate's documentation.
 #[derive(Debug)]
 pub struct Server {
@@ -131,7 +105,7 @@ pub struct Server {
     pub(crate) domains: Domains,
     pub(crate) index: WatchIndex,
     pub(crate) watches: BTreeMap<WatchId, Watch>,
-    next_watch: u64,
+    pub(crate) next_watch: u64,
     pub(crate) connections: BTreeMap<ConnId, Connection>,
     next_connection: u32,
     /// Open transactions, oldest first.
@@ -144,7 +118,7 @@ pub struct Server {
     stalled: BTreeSet<ConnId>,
     pub(crate) graveyard: Rc<RefCell<Vec<WatchId>>>,
     pub(crate) now_ms: u64,
-    event_timeout_ms: u64,
+    pub(crate) event_timeout_ms: u64,
     pub(crate) trace: Trace,
     /// Done since the current call of `input` began.
     pub(crate) work: usize,
@@ -383,7 +357,7 @@ impl Server {
         !self.ready.is_empty()
     }
 
-    fn set_ready(&mut self, id: ConnId) {
+    pub(crate) fn set_ready(&mut self, id: ConnId) {
         self.ready.insert(id);
         if let Some(waker) = self.ready_waker.take() {
             waker.wake();
@@ -455,313 +429,12 @@ impl Server {
         events.into_iter().chain(writers).min()
     }
 
-    // ---- domains -------------------------------------------------------------------
-
-    /// A domain exists and may be named in permissions, before it is introduced.
-    pub fn domain_created(&mut self, domid: DomId) {
-        self.domains.know(domid);
-    }
-
-    /// A domain's ring is there: gives its connection, reset if it had one already,
-    /// and tells those who watch `@introduceDomain` the first time.
-    pub fn domain_introduced(&mut self, domid: DomId) -> ConnId {
-        if let Some(id) = self.domains.get(domid).and_then(|domain| domain.conn) {
-            self.reset_connection(id);
-            return id;
-        }
-        let id = self.connect(domid, domid == DomId(0));
-        let domain = self.domains.know(domid);
-        domain.conn = Some(id);
-        domain.shutdown = false;
-        let first = !core::mem::replace(&mut domain.introduced, true);
-        if first {
-            self.domains.start_share(domid, self.now_ms);
-            self.fire_special(Path::INTRODUCE_DOMAIN);
-        }
-        id
-    }
-
-    /// A domain is gone: its connection ends, its nodes and all permissions that name
-    /// it go, and those who watch `@releaseDomain` hear of it. dom0 is never gone.
-    pub fn domain_released(&mut self, domid: DomId) {
-        if domid == DomId(0) || !self.domains.knows(domid) {
-            return;
-        }
-        let mine = |connection: &Connection| connection.domid == domid;
-        let connections: Vec<ConnId> = (self.connections.iter())
-            .filter_map(|(id, connection)| mine(connection).then_some(*id))
-            .collect();
-        // First, so that nobody hears of his own nodes' end.
-        for id in connections {
-            self.disconnect(id);
-        }
-        self.remove_traces_of(domid);
-        let domain = self.domains.forget(domid);
-        if domain.is_some_and(|domain| domain.introduced) {
-            self.fire_special(Path::RELEASE_DOMAIN);
-        }
-    }
-
-    /// A domain has shut down (or crashed) and still exists: tells those who watch
-    /// `@releaseDomain`, once until it is resumed.
-    pub fn domain_shutdown(&mut self, domid: DomId) {
-        if let Some(domain) = self.domains.get_mut(domid)
-            && domain.introduced
-            && !core::mem::replace(&mut domain.shutdown, true)
-        {
-            self.fire_special(Path::RELEASE_DOMAIN);
-        }
-    }
-
-    /// Gives a domain limits of its own; `None`: those of everybody.
-    pub fn set_quotas(&mut self, domid: DomId, quotas: Option<Quotas>) {
-        self.domains.know(domid).quotas = quotas;
-        self.unstall();
-    }
-
-    /// Every domain known, introduced or not: the caller releases those that do not
-    /// exist any longer.
-    pub fn known_domains(&self) -> Vec<DomId> {
-        self.domains.iter().map(|(domid, _)| domid).collect()
-    }
-
-    /// What a domain holds and was served; `None`: not known.
-    pub fn stats(&self, domid: DomId) -> Option<DomainStats> {
-        Some(DomainStats::of(self.domains.get(domid)?))
-    }
-
-    pub(crate) fn domain_mut(&mut self, domid: DomId) -> Result<&mut Domain, XsError> {
-        let domain = self
-            .domains
-            .get_mut(domid)
-            .filter(|domain| domain.introduced);
-        domain.ok_or(XsError::ENOENT)
-    }
-
-    /// Makes sure that permissions about to be set name domains that are known, when
-    /// somebody who must know sets them.
-    pub(crate) fn know_named(&mut self, perms: &[Perm]) {
-        for perm in perms {
-            if perm.domid < DomId::FIRST_RESERVED {
-                self.domains.know(perm.domid);
-            }
-        }
-    }
-
-    // ---- watches -------------------------------------------------------------------
-
     pub(crate) fn actor(&self, connection: &Connection) -> Actor {
         let domain = self.domains.get(connection.domid);
         Actor {
             domid: connection.domid,
             target: domain.and_then(|domain| domain.target),
             privileged: connection.privileged,
-        }
-    }
-
-    fn add_watch(&mut self, watch: Watch) -> WatchId {
-        let id = WatchId(self.next_watch);
-        self.next_watch += 1;
-        self.index.insert(&watch.path, id);
-        self.watches.insert(id, watch);
-        id
-    }
-
-    /// Registers a client's watch, without its first event.
-    pub(crate) fn watch_for(
-        &mut self,
-        id: ConnId,
-        path: Path,
-        token: &[u8],
-        relative: bool,
-    ) -> Result<WatchId, XsError> {
-        let connection = self.connections.get(&id).ok_or(XsError::EIO)?;
-        let key = (path.clone(), Box::from(token));
-        if connection.watches.contains_key(&key) {
-            return Err(XsError::EEXIST);
-        }
-        let (account, privileged) = (connection.account.clone(), connection.privileged);
-        let quotas = self.domains.quotas_of(connection.domid);
-        // The path is held by the watch, the connection's list and the index.
-        let cost = 3 * path.as_str().len() + 2 * token.len() + 256;
-        if !privileged && account.watches.get() >= quotas.watches {
-            return Err(XsError::E2BIG);
-        }
-        if !privileged && account.memory.get() + cost >= quotas.memory {
-            return Err(XsError::ENOMEM);
-        }
-        let prefix = if relative {
-            connection.home.len() + 1
-        } else {
-            0
-        };
-        account.watches.add(1);
-        let watch = self.add_watch(Watch {
-            path,
-            token: token.into(),
-            listener: Listener::Connection(id),
-            prefix,
-            _charge: Some(Charge::new(&account, cost)),
-        });
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.watches.insert(key, watch);
-        }
-        Ok(watch)
-    }
-
-    /// Registers a watch of one of the pVM's own tasks.
-    pub(crate) fn watch_locally(
-        &mut self,
-        path: Path,
-        queue: Weak<RefCell<Queue>>,
-        token: u64,
-    ) -> WatchId {
-        self.add_watch(Watch {
-            path,
-            token: Box::default(),
-            listener: Listener::Local { queue, token },
-            prefix: 0,
-            _charge: None,
-        })
-    }
-
-    pub(crate) fn is_local_watch(&self, id: WatchId, path: &Path, token: u64) -> bool {
-        self.watches.get(&id).is_some_and(|watch| {
-            watch.path == *path
-                && matches!(watch.listener, Listener::Local { token: other, .. } if other == token)
-        })
-    }
-
-    pub(crate) fn forget_watch(&mut self, watch: WatchId) {
-        if let Some(watch_entry) = self.watches.remove(&watch) {
-            self.index.remove(&watch_entry.path, watch);
-            if let Listener::Connection(id) = watch_entry.listener
-                && let Some(connection) = self.connections.get_mut(&id)
-            {
-                connection.account.watches.sub(1);
-                connection
-                    .watches
-                    .remove(&(watch_entry.path, watch_entry.token));
-            }
-        }
-    }
-
-    pub(crate) fn forget_watches_and_transactions(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        for (age, _) in core::mem::take(&mut connection.transactions).into_values() {
-            self.open.remove(&age);
-        }
-        let watches: Vec<WatchId> = connection.watches.values().copied().collect();
-        for watch in watches {
-            self.forget_watch(watch);
-        }
-    }
-
-    fn fire_special(&mut self, name: &str) {
-        let path = Path::new(name).expect("a constant that is a good name");
-        self.fire(
-            &[Change {
-                exact: true,
-                ..Change::of(&path)
-            }],
-            None,
-        );
-    }
-
-    /// The first event of a watch, which does not depend on anything having changed.
-    pub(crate) fn fire_first(&mut self, watch: WatchId) {
-        if let Some(path) = self.watches.get(&watch).map(|watch| watch.path.clone()) {
-            self.deliver(watch, &path, None);
-        }
-    }
-
-    /// Tells everybody who watches and may know of it that nodes have changed.
-    pub(crate) fn fire(&mut self, changes: &[Change], ticket: Option<&Rc<Ticket>>) {
-        self.bury();
-        let mut matching = Vec::new();
-        for change in changes {
-            matching.clear();
-            self.index
-                .matching(&change.path, change.exact, &mut matching);
-            self.work += 1 + matching.len();
-            if matching.is_empty() {
-                continue;
-            }
-            let node = self.store.get(&change.path).map(|node| node.perms.clone());
-            let parent = change.path.parent();
-            let parent = parent
-                .and_then(|path| self.store.get(&path))
-                .map(|n| n.perms.clone());
-            let readable = [&node, &change.before, &parent, &change.above];
-            for watch in &matching {
-                let may_know = match self.watches.get(watch).map(|watch| &watch.listener) {
-                    Some(Listener::Local { .. }) => true,
-                    Some(Listener::Connection(id)) => {
-                        self.connections.get(id).is_some_and(|connection| {
-                            let actor = self.actor(connection);
-                            let reads = |perms| actor.access(perms).covers(Access::READ);
-                            readable
-                                .iter()
-                                .filter_map(|perms| perms.as_ref())
-                                .any(reads)
-                        })
-                    }
-                    None => false,
-                };
-                if may_know {
-                    self.deliver(*watch, &change.path, ticket);
-                }
-            }
-        }
-    }
-
-    /// Forgets the watches of queues that were dropped.
-    pub(crate) fn bury(&mut self) {
-        let dead = self.graveyard.take();
-        for watch in dead {
-            self.forget_watch(watch);
-        }
-    }
-
-    fn deliver(&mut self, id: WatchId, path: &Path, ticket: Option<&Rc<Ticket>>) {
-        let Some(watch) = self.watches.get(&id) else {
-            return;
-        };
-        let to = match &watch.listener {
-            Listener::Local { queue, token } => {
-                if let Some(queue) = queue.upgrade() {
-                    queue.borrow_mut().push(id, *token, &watch.path, path);
-                }
-                return;
-            }
-            Listener::Connection(to) => *to,
-        };
-        let Some(connection) = self.connections.get_mut(&to) else {
-            return;
-        };
-        let name = &path.as_str()[watch.prefix.min(path.as_str().len())..];
-        let payload = [name.as_bytes(), b"\0", &watch.token, b"\0"].concat();
-        if payload.len() > XENSTORE_PAYLOAD_MAX || connection.failed {
-            return;
-        }
-        let account = connection.account.clone();
-        let room = if connection.privileged {
-            connection.output_bytes() < PRIVILEGED_OUTPUT_MAX
-        } else {
-            let quota = self.domains.quotas_of(connection.domid).memory;
-            account.memory.get() + payload.len() + PACKET_COST < quota
-        };
-        if !room {
-            count(&account.events_dropped, 1);
-            return;
-        }
-        let deadline = self.now_ms.saturating_add(self.event_timeout_ms);
-        let deadline = (!connection.privileged).then_some(deadline);
-        if connection.event(id, path, &payload, ticket.cloned(), deadline) {
-            count(&account.events, 1);
-            self.set_ready(to);
         }
     }
 
@@ -777,7 +450,7 @@ impl Server {
                 if self.store.copied() - transaction.copied_at_start <= PINNED_MAX {
                     return;
                 }
-                transaction.expire();
+                transaction.give_up(XsError::EAGAIN);
             }
             // No longer among those that keep a state, but still the client's.
             self.open.remove(&age);

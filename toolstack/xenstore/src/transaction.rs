@@ -21,9 +21,9 @@ const READ_COST: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Transaction {
-    /// The store as it was, and as it would be. `None`: the old state was kept long
-    /// enough; the transaction goes on on the current state and cannot commit.
-    snapshot: Option<(Store, Store)>,
+    /// The store as it was, and as it would be; or why the transaction cannot commit
+    /// any more, while it goes on on the current state.
+    snapshot: Result<(Store, Store), XsError>,
     /// Generation of each node read, as it was at the start.
     reads: BTreeMap<Path, Option<u64>>,
     log: Vec<Op>,
@@ -35,6 +35,8 @@ pub(crate) struct Transaction {
     pub copied_at_start: u64,
     /// How many domains had been released.
     pub releases_at_start: u64,
+    /// Bytes of `reads` and `log`.
+    recorded: usize,
     charge: Charge,
     account: Rc<Account>,
 }
@@ -43,25 +45,27 @@ impl Transaction {
     pub(crate) fn start(store: &Store, releases: u64, account: &Rc<Account>) -> Self {
         account.transactions.add(1);
         Self {
-            snapshot: Some((store.clone(), store.clone())),
+            snapshot: Ok((store.clone(), store.clone())),
             reads: BTreeMap::new(),
             log: Vec::new(),
             written: BTreeMap::new(),
             usage: Usage::default(),
             copied_at_start: store.copied(),
             releases_at_start: releases,
+            recorded: 0,
             charge: Charge::new(account, TRANSACTION_COST),
             account: account.clone(),
         }
     }
 
-    /// Lets go of the old state.
-    pub(crate) fn expire(&mut self) {
-        self.snapshot = None;
+    /// Lets go of the old state; a commit will fail with `why`.
+    pub(crate) fn give_up(&mut self, why: XsError) {
+        self.snapshot = Err(why);
         self.reads.clear();
         self.log.clear();
         self.written.clear();
         self.usage = Usage::default();
+        self.charge.set(TRANSACTION_COST);
     }
 
     /// The store as the client sees it; `now` if its own is gone.
@@ -71,7 +75,7 @@ impl Transaction {
 
     /// Its own store to work on, with the usage that goes with it.
     pub(crate) fn view_mut(&mut self) -> Option<(&mut Store, &mut Usage)> {
-        Some((&mut self.snapshot.as_mut()?.1, &mut self.usage))
+        Some((&mut self.snapshot.as_mut().ok()?.1, &mut self.usage))
     }
 
     /// Nodes read and changes made: what the quota counts.
@@ -82,29 +86,31 @@ impl Transaction {
     /// Notes that the outcome depends on a node. `own_data`: only on its value, which
     /// is not another's if it was written here.
     pub(crate) fn note_read(&mut self, path: &Path, own_data: bool) {
-        let Some((base, _)) = &self.snapshot else {
+        let Ok((base, _)) = &self.snapshot else {
             return;
         };
         if (own_data && self.written.contains_key(path)) || self.reads.contains_key(path) {
             return;
         }
-        self.charge.grow(READ_COST + path.as_str().len());
         self.reads.insert(path.clone(), base.generation_of(path));
+        self.recorded += READ_COST + path.as_str().len();
+        self.recharge();
         self.account.transaction_nodes.seen(self.accessed());
     }
 
     /// Notes a change that worked on the view.
     pub(crate) fn note_change(&mut self, op: Op) {
-        if self.snapshot.is_none() {
+        if self.snapshot.is_err() {
             return;
         }
         match &op {
             Op::Write(path, _) => {
                 if let Some(at) = self.written.get(path) {
                     // Nothing between the two depends on the value in between.
-                    self.charge.shrink(self.log[*at].cost());
-                    self.charge.grow(op.cost());
+                    self.recorded -= self.log[*at].cost();
+                    self.recorded += op.cost();
                     self.log[*at] = op;
+                    self.recharge();
                     return;
                 }
                 self.written.insert(path.clone(), self.log.len());
@@ -112,9 +118,22 @@ impl Transaction {
             Op::Remove(_) => self.written.clear(),
             Op::SetPerms(..) | Op::Mkdir(_) => {}
         }
-        self.charge.grow(op.cost());
+        self.recorded += op.cost();
         self.log.push(op);
+        self.recharge();
         self.account.transaction_nodes.seen(self.accessed());
+    }
+
+    /// Charges what is recorded, and what the view holds beside the base.
+    fn recharge(&mut self) {
+        let view = self
+            .snapshot
+            .as_ref()
+            .map_or(0, |(base, view)| view.copied() - base.copied());
+        let view = usize::try_from(view).unwrap_or(usize::MAX);
+        let new = self.usage.growth();
+        let all = TRANSACTION_COST + self.recorded + new;
+        self.charge.set(all.saturating_add(view));
     }
 
     /// Whether a change that is noted next replaces one that is there.
@@ -125,9 +144,7 @@ impl Transaction {
     /// The changes to do again on `now`. `EAGAIN`: a node that was read has changed,
     /// or a domain that permissions here name may be another one by now.
     pub(crate) fn into_changes(mut self, now: &Store, releases: u64) -> Result<Vec<Op>, XsError> {
-        if self.snapshot.is_none() {
-            return Err(XsError::EAGAIN);
-        }
+        self.snapshot.as_ref().map_err(|why| *why)?;
         let unchanged =
             |(path, generation): (&Path, &Option<u64>)| now.generation_of(path) == *generation;
         if !self.reads.iter().all(unchanged) {

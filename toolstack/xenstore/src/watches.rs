@@ -5,7 +5,6 @@
 
 use crate::path::Path;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// Names one registered watch; never used twice.
@@ -20,9 +19,13 @@ pub(crate) struct Place(usize);
 struct Branch {
     parent: usize,
     name: Box<str>,
-    children: BTreeMap<Box<str>, usize>,
+    /// By name.
+    children: Vec<usize>,
     watches: Vec<WatchId>,
 }
+
+/// What a watch may add to the index, in bytes: a branch for each name of its path.
+pub(crate) const BRANCH_COST: usize = 192;
 
 /// The watches by path. An arena, so that nothing recurses however deep a path is.
 #[derive(Debug)]
@@ -49,15 +52,23 @@ impl WatchIndex {
     pub(crate) fn insert(&mut self, path: &Path, id: WatchId) {
         let mut at = top(path);
         for segment in path.segments() {
-            at = match self.branches[at].children.get(segment) {
-                Some(child) => *child,
-                None => self.grow(at, segment),
+            at = match self.find(at, segment) {
+                Ok(child) => child,
+                Err(rank) => self.grow(at, segment, rank),
             };
         }
         self.branches[at].watches.push(id);
     }
 
-    fn grow(&mut self, parent: usize, name: &str) -> usize {
+    /// The child of that name, or where it would be among the children.
+    fn find(&self, at: usize, name: &str) -> Result<usize, usize> {
+        let children = &self.branches[at].children;
+        children
+            .binary_search_by(|child| (*self.branches[*child].name).cmp(name))
+            .map(|rank| children[rank])
+    }
+
+    fn grow(&mut self, parent: usize, name: &str, rank: usize) -> usize {
         let branch = Branch {
             parent,
             name: name.into(),
@@ -73,7 +84,7 @@ impl WatchIndex {
                 self.branches.len() - 1
             }
         };
-        self.branches[parent].children.insert(name.into(), at);
+        self.branches[parent].children.insert(rank, at);
         at
     }
 
@@ -87,7 +98,9 @@ impl WatchIndex {
             && self.branches[at].children.is_empty()
         {
             let dead = core::mem::take(&mut self.branches[at]);
-            self.branches[dead.parent].children.remove(&dead.name);
+            self.branches[dead.parent]
+                .children
+                .retain(|child| *child != at);
             self.free.push(at);
             at = dead.parent;
         }
@@ -96,19 +109,13 @@ impl WatchIndex {
     /// Where `path` is in the trie; `None`: no watch there or below.
     pub(crate) fn place(&self, path: &Path) -> Option<Place> {
         path.segments()
-            .try_fold(top(path), |at, segment| {
-                self.branches[at].children.get(segment).copied()
-            })
+            .try_fold(top(path), |at, segment| self.find(at, segment).ok())
             .map(Place)
     }
 
     /// One step down.
     pub(crate) fn below(&self, place: Place, name: &str) -> Option<Place> {
-        self.branches[place.0]
-            .children
-            .get(name)
-            .copied()
-            .map(Place)
+        self.find(place.0, name).ok().map(Place)
     }
 
     /// The watches on exactly this place.
@@ -128,9 +135,9 @@ impl WatchIndex {
         let mut at = top(path);
         out.extend_from_slice(&self.branches[at].watches);
         for segment in path.segments() {
-            match self.branches[at].children.get(segment) {
-                Some(child) => at = *child,
-                None => return,
+            match self.find(at, segment) {
+                Ok(child) => at = child,
+                Err(_) => return,
             }
             out.extend_from_slice(&self.branches[at].watches);
         }
