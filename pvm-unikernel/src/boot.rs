@@ -57,6 +57,11 @@ pub fn flag(command_line: &str, name: &str) -> bool {
         .any(|word| word == name)
 }
 
+/// Whether the kernel shall test itself instead of serving.
+pub fn asks_for_selftest(command_line: &str) -> bool {
+    flag(command_line, "selftest") || option(command_line, "selftest").is_some()
+}
+
 /// Brings the kernel up and runs `main` as the first task of vCPU 0.
 ///
 /// # Safety

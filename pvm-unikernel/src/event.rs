@@ -4,6 +4,7 @@
 //! which wakes the task wherever it runs. Ports start masked and are unmasked by
 //! `EVTCHNOP_unmask`, the only way that loses nothing which is already pending.
 
+use crate::arch::SpinLock;
 use crate::arch::cpu;
 use crate::arch::hypercall::{Errno, event};
 use crate::arch::shared_info::{self, PORTS};
@@ -11,19 +12,18 @@ use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use hal::VcpuId;
-use spin::Mutex;
 use xen_abi::{DomId, EvtchnPort};
 
 /// What became of a port's events, and who waits for the next.
 struct Slot {
     fired: AtomicBool,
-    waiter: Mutex<Option<Waker>>,
+    waiter: SpinLock<Option<Waker>>,
 }
 
 static SLOTS: [Slot; PORTS] = [const {
     Slot {
         fired: AtomicBool::new(false),
-        waiter: Mutex::new(None),
+        waiter: SpinLock::new(None),
     }
 }; PORTS];
 

@@ -4,12 +4,12 @@
 //! A line that would flood the serial console is kept in memory only; how many were held
 //! back is said when the flood ends. Bytes that a terminal could obey are replaced.
 
+use crate::arch::SpinLock;
 use crate::arch::hypercall::system::console_write;
 use crate::time;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
 
 /// Bytes kept.
 const RING: usize = 64 << 10;
@@ -59,11 +59,11 @@ impl Rate {
     }
 }
 
-static RINGS: Mutex<Ring> = Mutex::new(Ring {
+static RINGS: SpinLock<Ring> = SpinLock::new(Ring {
     bytes: [0; RING],
     written: 0,
 });
-static RATE: Mutex<Rate> = Mutex::new(Rate {
+static RATE: SpinLock<Rate> = SpinLock::new(Rate {
     tokens: BURST,
     last_ns: 0,
     held_back: 0,

@@ -31,7 +31,5 @@ unsafe extern "C" fn kernel_entry(start_info: *const StartInfo) -> ! {
 }
 
 async fn main(boot: BootInfo) {
-    if boot::flag(&boot.command_line, "selftest") {
-        selftest::run(&boot).await;
-    }
+    selftest::run(&boot).await;
 }

@@ -14,6 +14,7 @@ use crate::arch::{backtrace, clock, cpu};
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use toolstack_boot::PanicAction;
 
 /// `panic=halt`.
 const HALT: u32 = u32::MAX;
@@ -31,6 +32,15 @@ pub fn configure(option: &str) -> bool {
         REBOOT_AFTER.store(seconds, Ordering::Relaxed);
     }
     seconds.is_some()
+}
+
+/// Takes over what the host's configuration says.
+pub fn set_action(action: PanicAction) {
+    let seconds = match action {
+        PanicAction::Reboot { after_s } => after_s,
+        PanicAction::Halt => HALT,
+    };
+    REBOOT_AFTER.store(seconds, Ordering::Relaxed);
 }
 
 /// Stops this vCPU if another one is panicking.

@@ -34,7 +34,7 @@ const _: () = assert!(size_of::<VcpuAffinity>() == 16 + 128);
 const _: () = assert!(core::mem::offset_of!(VcpuAffinity, hard_bitmap) == 24);
 
 /// `XEN_DOMCTL_INTERFACE_VERSION` of a Xen 4.x.
-fn domctl_version(xen: (u32, u32)) -> Option<u32> {
+pub fn domctl_version(xen: (u32, u32)) -> Option<u32> {
     match xen {
         (4, 17) => Some(0x15),
         (4, 18) => Some(0x16),

@@ -15,7 +15,8 @@ pub fn system_time_ns() -> u64 {
     loop {
         let (before, copy, ticks) = snapshot(time);
         if before & 1 == 0 && copy.version == before {
-            let passed = ticks.wrapping_sub(copy.tsc_timestamp);
+            // Before it is pinned, a vCPU may read the TSC of a core that is a little behind.
+            let passed = ticks.saturating_sub(copy.tsc_timestamp);
             return copy.system_time + scale(passed, copy.tsc_to_system_mul, copy.tsc_shift);
         }
         core::hint::spin_loop();

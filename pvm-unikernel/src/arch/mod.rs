@@ -18,9 +18,11 @@ pub mod cpu;
 pub mod entry;
 pub mod hypercall;
 pub mod port_io;
+mod relax;
 mod runtime;
 pub mod shared_info;
 pub mod smp;
 pub mod traps;
 
 pub use cpu::{MAX_VCPUS, PerCpu};
+pub use relax::{Polite, SpinLock};

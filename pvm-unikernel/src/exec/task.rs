@@ -1,6 +1,7 @@
 //! Tasks: their futures, their wakers, their handles.
 
 use super::{Account, LOCAL, MAILBOXES, enqueue, kick};
+use crate::arch::SpinLock;
 use crate::arch::cpu;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -13,7 +14,6 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::task::{Context, Poll, Waker};
 use hal::VcpuId;
-use spin::Mutex;
 
 type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -148,7 +148,7 @@ enum Outcome<T> {
 }
 
 /// The task's end of its outcome: says "gone" if the future is dropped undone.
-struct Completer<T>(Arc<Mutex<Outcome<T>>>);
+struct Completer<T>(Arc<SpinLock<Outcome<T>>>);
 
 impl<T> Completer<T> {
     fn finish(&self, outcome: Outcome<T>) {
@@ -171,7 +171,7 @@ impl<T> Drop for Completer<T> {
 /// A handle on a task: await it for its result. Dropping it leaves the task running.
 pub struct Task<T> {
     task: Arc<TaskRef>,
-    outcome: Arc<Mutex<Outcome<T>>>,
+    outcome: Arc<SpinLock<Outcome<T>>>,
 }
 
 impl<T> fmt::Debug for Task<T> {
@@ -238,7 +238,7 @@ pub fn spawn_local_for<F: Future + 'static>(account: &Account, future: F) -> Tas
 fn start_local<F: Future + 'static>(account: Option<Account>, future: F) -> Task<F::Output> {
     let here = u32::try_from(cpu::id()).expect("vCPU numbers are small");
     let task = TaskRef::new(here, account);
-    let outcome = Arc::new(Mutex::new(Outcome::Running(None)));
+    let outcome = Arc::new(SpinLock::new(Outcome::Running(None)));
     place(&task, wrap(Completer(outcome.clone()), future));
     Task { task, outcome }
 }
@@ -285,7 +285,7 @@ where
 {
     assert!(vcpu.0 < super::vcpu_count(), "there is no vCPU {}", vcpu.0);
     let task = TaskRef::new(vcpu.0, account);
-    let outcome = Arc::new(Mutex::new(Outcome::Running(None)));
+    let outcome = Arc::new(SpinLock::new(Outcome::Running(None)));
     let handle = Task {
         task: task.clone(),
         outcome: outcome.clone(),

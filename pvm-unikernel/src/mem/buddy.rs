@@ -5,7 +5,7 @@
 
 use super::layout::{PAGE, STATE_BASE, direct, pointer};
 use super::paging;
-use spin::Mutex;
+use crate::arch::SpinLock;
 
 /// Orders 0 to 12: runs of up to 16 MiB.
 pub const ORDERS: usize = 13;
@@ -46,7 +46,7 @@ struct Buddy {
     bounds: (u64, u64),
 }
 
-static BUDDY: Mutex<Buddy> = Mutex::new(Buddy {
+static BUDDY: SpinLock<Buddy> = SpinLock::new(Buddy {
     heads: [[NIL; ORDERS]; MAX_NODES],
     counts: [NodeCount { total: 0, free: 0 }; MAX_NODES],
     ranges: [(0, 0, 0); MAX_RANGES],
@@ -57,7 +57,7 @@ static BUDDY: Mutex<Buddy> = Mutex::new(Buddy {
 });
 
 /// Frames before the allocator stands: the boot code's bump allocator.
-pub(super) static EARLY: Mutex<Option<fn() -> u64>> = Mutex::new(None);
+pub(super) static EARLY: SpinLock<Option<fn() -> u64>> = SpinLock::new(None);
 
 fn state(mfn: u64) -> u8 {
     // SAFETY: `note` mapped the byte when the frame, or one of its 4096 neighbours, became
@@ -173,9 +173,13 @@ impl Buddy {
     }
 }
 
+static NOTING: SpinLock<()> = SpinLock::new(());
+
 /// Makes the state bytes for a run that becomes ours, and marks it taken.
 /// The run is in the direct map.
 pub(super) fn note(mfn: u64, pages: u64) -> Result<(), crate::arch::hypercall::Errno> {
+    // Two runs may share a page of state bytes, which must be made once.
+    let _noting = NOTING.lock();
     let first = (STATE_BASE + mfn) & !(PAGE - 1);
     let mut page = first;
     while page < STATE_BASE + mfn + pages {
@@ -224,6 +228,11 @@ pub(super) unsafe fn free(mfn: u64, pages: u64) {
     }
 }
 
+/// Whether anybody said which frames lie where.
+pub(super) fn knows_nodes() -> bool {
+    BUDDY.lock().range_count > 0
+}
+
 /// Takes a machine-contiguous run from `node`.
 pub(super) fn take(node: u32, pages: u64) -> Option<u64> {
     if pages == 0 || pages > 1 << (ORDERS - 1) {
@@ -254,6 +263,11 @@ pub(super) fn table_frame() -> Option<u64> {
 /// The node of a frame, 0 until the ranges are known.
 pub(super) fn node_of(mfn: u64) -> u32 {
     u32::try_from(BUDDY.lock().node(mfn)).unwrap_or(0)
+}
+
+/// Free pages of a node.
+pub(super) fn free_on(node: u32) -> u64 {
+    BUDDY.lock().counts[(node as usize).min(MAX_NODES - 1)].free
 }
 
 /// Pages per node, for the first nodes up to the last that has any.

@@ -31,6 +31,8 @@ impl Frames {
     /// The same with whatever the frames hold.
     pub(super) fn alloc_dirty(pages: usize, node: Node) -> Option<Self> {
         let count = u64::try_from(pages).ok()?;
+        // Before the nodes are known, all frames count for node 0.
+        let node = if buddy::knows_nodes() { node } else { Node(0) };
         let taken = buddy::take(node.0, count).or_else(|| {
             reservation::grow_for(node, count);
             buddy::take(node.0, count).or_else(|| buddy::take_anywhere(count))

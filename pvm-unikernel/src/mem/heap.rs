@@ -4,6 +4,7 @@
 use super::buddy;
 use super::frames::Frames;
 use super::layout::{DIRECT_BASE, PAGE};
+use crate::arch::SpinLock;
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use hal::Node;
@@ -44,7 +45,7 @@ unsafe impl GlobalAlloc for Blocks {
 const BLOCK: usize = 64 << 10;
 
 #[global_allocator]
-static HEAP: TalcLock<spin::Mutex<()>, GlobalAllocSource<Blocks>> =
+static HEAP: TalcLock<SpinLock<()>, GlobalAllocSource<Blocks>> =
     TalcLock::new(GlobalAllocSource::with_block_size(Blocks, BLOCK));
 
 /// Bytes of frames that the heap holds.

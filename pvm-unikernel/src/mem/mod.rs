@@ -29,7 +29,7 @@ pub use foreign::{ForeignMap, LocalForeignMap, MapError};
 pub use frames::{Frames, NodeFrames};
 pub use heap::heap_used_bytes;
 pub use paging::{frame_of, root};
-pub use reservation::{give_back, grow};
+pub use reservation::{give_back, grow, of_domain, shrink};
 
 /// A page-table entry that maps one frame for reading and writing. For boot, before the
 /// direct map.

@@ -5,9 +5,9 @@
 
 use super::buddy;
 use super::layout::{PAGE, direct, pointer};
+use crate::arch::SpinLock;
 use crate::arch::hypercall::{Errno, mmu};
 use core::sync::atomic::{AtomicU64, Ordering};
-use spin::Mutex;
 use xen_abi::DomId;
 use xen_abi::xen::{MMU_PT_UPDATE_NO_TRANSLATE, MmuUpdate};
 
@@ -57,7 +57,7 @@ pub const fn frame(entry: u64) -> Option<u64> {
 
 static ROOT: AtomicU64 = AtomicU64::new(0);
 /// Held while a missing table is made.
-static MAKING: Mutex<()> = Mutex::new(());
+static MAKING: SpinLock<()> = SpinLock::new(());
 
 /// Frame of the root table, which all vCPUs share.
 pub fn root() -> u64 {

@@ -36,19 +36,42 @@ pub fn grow(node: Node, pages: u64) -> Result<u64, Errno> {
     Ok(got)
 }
 
-/// Grows by what an allocation of `pages` wants: whole 2 MiB where it can be had.
+/// Grows by what an allocation of a run of `pages` wants: 2 MiB if Xen has them in one
+/// piece, else just the run.
 pub(super) fn grow_for(node: Node, pages: u64) {
-    let order = pages.next_power_of_two().trailing_zeros().max(9);
-    let mut extent = [NEXT_GPFN.fetch_add(1 << order, Ordering::Relaxed)];
-    let flags = memory::node_flags(node.0, true);
-    let big = memory::populate(DomId::SELF, &mut extent, order, flags);
-    let grown = if big == Ok(1) {
-        adopt(extent[0], 1 << order)
-    } else {
-        grow(node, pages).map(|_| ())
-    };
-    // The allocation that follows sees how much there is.
-    drop(grown);
+    let needed = pages.next_power_of_two().trailing_zeros();
+    let flags = memory::node_flags(node.0, buddy::knows_nodes());
+    for order in [needed.max(9), needed] {
+        let mut extent = [NEXT_GPFN.fetch_add(1 << order, Ordering::Relaxed)];
+        if memory::populate(DomId::SELF, &mut extent, order, flags) == Ok(1) {
+            if let Err(errno) = adopt(extent[0], 1 << order) {
+                log::error!("memory: a new run cannot be mapped: {errno}");
+            }
+            return;
+        }
+        if order == needed {
+            return;
+        }
+    }
+}
+
+/// Gives free memory of `node` back to Xen, in blocks of 2 MiB, but for `keep` pages.
+/// Returns how many pages went.
+///
+/// # Errors
+/// As for [`give_back`]; what went before stays given.
+pub fn shrink(node: Node, keep: u64) -> Result<u64, Errno> {
+    const BLOCK: u64 = 512;
+    let mut gone = 0;
+    while buddy::free_on(node.0) >= keep + BLOCK {
+        let Some(mfn) = buddy::take(node.0, BLOCK) else {
+            break;
+        };
+        // SAFETY: `take` gave the run to us.
+        give_back(unsafe { Frames::from_raw(mfn, 512) })?;
+        gone += BLOCK;
+    }
+    Ok(gone)
 }
 
 /// Maps a new run and puts it on the free lists.

@@ -2,10 +2,10 @@
 
 use super::layout::{PAGE, WINDOW_BASE, WINDOW_END, pointer};
 use super::paging;
+use crate::arch::SpinLock;
 use crate::arch::hypercall::Errno;
 use alloc::collections::BTreeMap;
 use core::ptr::NonNull;
-use spin::Mutex;
 
 /// Free ranges by start, with their length in pages, and where the unused rest begins.
 struct Space {
@@ -13,7 +13,7 @@ struct Space {
     next: u64,
 }
 
-static SPACE: Mutex<Space> = Mutex::new(Space {
+static SPACE: SpinLock<Space> = SpinLock::new(Space {
     free: BTreeMap::new(),
     next: WINDOW_BASE,
 });
@@ -64,9 +64,12 @@ impl Window {
     /// Reserves `pages` pages.
     ///
     /// # Errors
-    /// `ENOMEM`: no address space, or no frame for a page table.
+    /// `ENOMEM`: no address space, or no frame for a page table; `EINVAL`: no page asked for.
     pub fn reserve(pages: usize) -> Result<Self, Errno> {
         let pages = u64::try_from(pages).map_err(|_| Errno::ENOMEM)?;
+        if pages == 0 {
+            return Err(Errno::EINVAL);
+        }
         let va = SPACE.lock().take(pages).ok_or(Errno::ENOMEM)?;
         let window = Self { va, pages };
         paging::ensure(va, pages)?;

@@ -1,12 +1,12 @@
 //! A bounded queue with many senders and one receiver.
 
+use crate::arch::SpinLock;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
-use spin::Mutex;
 
 struct State<T> {
     queue: VecDeque<T>,
@@ -40,10 +40,10 @@ pub enum TrySend<T> {
 }
 
 /// The sending end; clone it for more.
-pub struct Sender<T>(Arc<Mutex<State<T>>>);
+pub struct Sender<T>(Arc<SpinLock<State<T>>>);
 
 /// The receiving end.
-pub struct Receiver<T>(Arc<Mutex<State<T>>>);
+pub struct Receiver<T>(Arc<SpinLock<State<T>>>);
 
 impl<T> fmt::Debug for Sender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,7 +63,7 @@ impl<T> fmt::Debug for Receiver<T> {
 /// If `capacity` is 0.
 pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     assert!(capacity > 0, "a channel needs room for one value");
-    let state = Arc::new(Mutex::new(State {
+    let state = Arc::new(SpinLock::new(State {
         queue: VecDeque::new(),
         capacity,
         senders: 1,

@@ -1,9 +1,9 @@
 //! "Something changed; look again."
 
+use crate::arch::SpinLock;
 use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
-use spin::Mutex;
 
 #[derive(Debug)]
 struct State {
@@ -14,7 +14,7 @@ struct State {
 
 /// Wakes every task that waits. Waiters look at their condition before and after.
 #[derive(Debug)]
-pub struct Notify(Mutex<State>);
+pub struct Notify(SpinLock<State>);
 
 impl Default for Notify {
     fn default() -> Self {
@@ -25,7 +25,7 @@ impl Default for Notify {
 impl Notify {
     /// Nobody waits.
     pub const fn new() -> Self {
-        Self(Mutex::new(State {
+        Self(SpinLock::new(State {
             generation: 0,
             waiting: Vec::new(),
         }))

@@ -1,12 +1,12 @@
 //! One value, once.
 
 use super::Closed;
+use crate::arch::SpinLock;
 use alloc::sync::Arc;
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
-use spin::Mutex;
 
 enum State<T> {
     Waiting(Option<Waker>),
@@ -16,10 +16,10 @@ enum State<T> {
 }
 
 /// The sending end.
-pub struct OneshotSender<T>(Arc<Mutex<State<T>>>);
+pub struct OneshotSender<T>(Arc<SpinLock<State<T>>>);
 
 /// The receiving end: await it.
-pub struct OneshotReceiver<T>(Arc<Mutex<State<T>>>);
+pub struct OneshotReceiver<T>(Arc<SpinLock<State<T>>>);
 
 impl<T> fmt::Debug for OneshotSender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,7 +35,7 @@ impl<T> fmt::Debug for OneshotReceiver<T> {
 
 /// Both ends.
 pub fn oneshot<T>() -> (OneshotSender<T>, OneshotReceiver<T>) {
-    let state = Arc::new(Mutex::new(State::Waiting(None)));
+    let state = Arc::new(SpinLock::new(State::Waiting(None)));
     (OneshotSender(state.clone()), OneshotReceiver(state))
 }
 

@@ -69,7 +69,7 @@ pub unsafe fn decrease(domain: DomId, frames: &mut [u64], order: u32) -> Result<
 
 fn reservation(domain: DomId, frames: &mut [u64], order: u32, mem_flags: u32) -> abi::Reservation {
     abi::Reservation {
-        extent_start: frames.as_mut_ptr().addr() as u64,
+        extent_start: frames.as_mut_ptr().expose_provenance() as u64,
         nr_extents: frames.len() as u64,
         extent_order: order,
         mem_flags,

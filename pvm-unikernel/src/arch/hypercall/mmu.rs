@@ -41,9 +41,9 @@ pub unsafe fn update(updates: &[MmuUpdate], owner: DomId) -> Result<(), (usize, 
         raw(
             hypercall::MMU_UPDATE,
             [
-                updates.as_ptr().addr() as u64,
+                updates.as_ptr().expose_provenance() as u64,
                 updates.len() as u64,
-                (&raw mut done).addr() as u64,
+                (&raw mut done).expose_provenance() as u64,
                 u64::from(owner.0),
                 0,
             ],

@@ -51,5 +51,5 @@ pub unsafe fn raw(number: u32, args: [u64; 5]) -> Result<u64, Errno> {
 
 /// The address of a structure, as an argument.
 fn address<T: ?Sized>(of: &mut T) -> u64 {
-    (&raw mut *of).cast::<u8>().addr() as u64
+    (&raw mut *of).cast::<u8>().expose_provenance() as u64
 }

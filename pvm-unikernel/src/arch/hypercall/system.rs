@@ -27,7 +27,7 @@ pub fn console_write(text: &[u8]) {
             [
                 u64::from(xen_abi::xen::CONSOLEIO_WRITE),
                 text.len() as u64,
-                text.as_ptr().addr() as u64,
+                text.as_ptr().expose_provenance() as u64,
                 0,
                 0,
             ],
