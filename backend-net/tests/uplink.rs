@@ -1,0 +1,369 @@
+//! The uplink's task between the switch and a NIC that can do more or less.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "made-up test data and lengths"
+)]
+
+mod common;
+
+use backend_net::headers::{PREFIX, Sum, parse};
+use backend_net::uplink::{Uplink, UplinkCounters, serve};
+use backend_net::{Limits, Stopper, stop_pair};
+use common::{Bed, LINUX, Tcp, checked_tcp, mac, pattern, raw, tcp};
+use hal::VcpuId;
+use hal::net::{Checksum, Frame, Layout, MAX_PARTS, MacAddr, NetQueue, Offloads};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+use xen_abi::io::netif::{gso_type, rxf, txf};
+use xen_sim::Sending;
+
+const OUTSIDE: MacAddr = MacAddr([0x52, 0x55, 10, 0, 2, 2]);
+
+const ALL: Offloads = Offloads {
+    rx_checksum: true,
+    tx_checksum_v4: true,
+    tx_checksum_v6: true,
+    tso_v4: true,
+    tso_v6: true,
+    max_parts: MAX_PARTS,
+};
+
+/// The wire end of a fake NIC.
+#[derive(Default)]
+struct Wire {
+    room: usize,
+    ring: Vec<Frame>,
+    sent: Vec<Sent>,
+    incoming: VecDeque<Frame>,
+    waker: Option<Waker>,
+}
+
+/// A frame as the NIC was given it.
+struct Sent {
+    bytes: Vec<u8>,
+    checksum: Checksum,
+    mss: Option<u16>,
+}
+
+#[derive(Clone)]
+struct Nic(Rc<RefCell<Wire>>, Offloads);
+
+impl Nic {
+    /// Sends what is in the ring, which makes room for as much.
+    fn drain(&self) {
+        let mut wire = self.0.borrow_mut();
+        for frame in std::mem::take(&mut wire.ring) {
+            let mut bytes = vec![0; frame.len()];
+            frame.read(0, &mut bytes);
+            wire.room += 1;
+            wire.sent.push(Sent {
+                bytes,
+                checksum: frame.checksum,
+                mss: frame.mss.map(std::num::NonZero::get),
+            });
+        }
+        if let Some(waker) = wire.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn arrive(&self, frame: Frame) {
+        let mut wire = self.0.borrow_mut();
+        wire.incoming.push_back(frame);
+        if let Some(waker) = wire.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn take_sent(&self) -> Vec<Sent> {
+        self.drain();
+        std::mem::take(&mut self.0.borrow_mut().sent)
+    }
+}
+
+impl NetQueue for Nic {
+    fn send(&mut self, frame: Frame) -> Result<(), Frame> {
+        assert!(self.1.can_send(&frame), "more than the NIC can do");
+        assert!(frame.len() >= 60, "shorter than a wire takes");
+        let mut wire = self.0.borrow_mut();
+        if wire.room == 0 {
+            return Err(frame);
+        }
+        wire.room -= 1;
+        wire.ring.push(frame);
+        Ok(())
+    }
+    fn kick(&mut self) {}
+    fn reclaim(&mut self) -> usize {
+        self.0.borrow().ring.len()
+    }
+    fn has_room(&self) -> bool {
+        self.0.borrow().room > 0
+    }
+    fn recv(&mut self) -> Option<Frame> {
+        self.0.borrow_mut().incoming.pop_front()
+    }
+    fn refill(&mut self) -> usize {
+        0
+    }
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut wire = self.0.borrow_mut();
+        wire.waker = Some(cx.waker().clone());
+        if wire.incoming.is_empty() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+}
+
+struct Outside {
+    nic: Nic,
+    counters: Arc<UplinkCounters>,
+    _stopper: Stopper,
+}
+
+fn attach(bed: &Bed, offloads: Offloads, room: usize) -> Outside {
+    let nic = Nic(
+        Rc::new(RefCell::new(Wire {
+            room,
+            ..Wire::default()
+        })),
+        offloads,
+    );
+    let counters = Arc::new(UplinkCounters::default());
+    let uplink = Uplink {
+        queue: Box::new(nic.clone()),
+        offloads,
+        max_frame: 1518,
+        port: bed.switch.add_uplink(VcpuId(0), Limits::UPLINK).unwrap(),
+        pool: bed.pool.clone(),
+        counters: counters.clone(),
+    };
+    let (stopper, stop) = stop_pair();
+    drop(bed.executor.spawn(serve(uplink, stop)));
+    bed.run();
+    Outside {
+        nic,
+        counters,
+        _stopper: stopper,
+    }
+}
+
+/// What the 82576 does with a frame that it is to put a checksum into: adds up what is
+/// there, the field included.
+fn finish(bytes: &mut [u8], layout: &Layout, extra: u16) {
+    let mut sum = Sum::default();
+    sum.add(&bytes[layout.l4_start()..]);
+    sum.add_word(extra);
+    let at = layout.checksum_at();
+    bytes[at..at + 2].copy_from_slice(&sum.finish().to_be_bytes());
+}
+
+fn sending(v6: bool, mss: Option<u16>) -> Sending {
+    let kind = if v6 { gso_type::TCPV6 } else { gso_type::TCPV4 };
+    Sending {
+        flags: txf::CSUM_BLANK | txf::DATA_VALIDATED,
+        gso: mss.map(|mss| (mss, kind)),
+        ..Sending::default()
+    }
+}
+
+fn blank(frame: &mut [u8], v6: bool) {
+    let at = if v6 { 54 } else { 34 } + 16;
+    frame[at..at + 2].copy_from_slice(&[0xab, 0xcd]);
+}
+
+const V4: Tcp = Tcp {
+    v6: false,
+    flags: 0x08,
+    options: true,
+};
+
+#[test]
+fn a_nic_with_offloads_finds_the_sum_it_needs() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut guest = bed.guest(1, LINUX, 0);
+    for v6 in [false, true] {
+        // One frame whose checksum the NIC fills in.
+        let good = tcp(guest.mac, OUTSIDE, Tcp { v6, ..V4 }, &pattern(1, 1001));
+        let mut sent = good.clone();
+        blank(&mut sent, v6);
+        guest.front.send(&sent, &sending(v6, None));
+        bed.run();
+        let mut seen = outside.nic.take_sent().pop().unwrap();
+        let Checksum::Partial(layout) = seen.checksum else {
+            panic!("not left to the NIC");
+        };
+        finish(&mut seen.bytes, &layout, 0);
+        assert_eq!(seen.bytes, good);
+
+        // One that the NIC cuts: the sum has no length, which each segment adds.
+        let mut long = tcp(guest.mac, OUTSIDE, Tcp { v6, ..V4 }, &pattern(2, 30_000));
+        blank(&mut long, v6);
+        guest.front.send(&long, &sending(v6, Some(1400)));
+        bed.run();
+        let seen = outside.nic.take_sent().pop().unwrap();
+        assert_eq!((seen.mss, seen.bytes.len()), (Some(1400), long.len()));
+        let mut one = seen.bytes[..layout.headers() + 1400].to_vec();
+        finish(&mut one, &layout, 1400 + u16::from(layout.l4_len));
+        let l3 = layout.l3_start();
+        let ip_len = (one.len() - l3) as u16;
+        if v6 {
+            one[l3 + 4..l3 + 6].copy_from_slice(&(ip_len - 40).to_be_bytes());
+        } else {
+            one[l3 + 2..l3 + 4].copy_from_slice(&ip_len.to_be_bytes());
+            one[l3 + 10..l3 + 12].fill(0);
+            let mut sum = Sum::default();
+            sum.add(&one[l3..layout.l4_start()]);
+            one[l3 + 10..l3 + 12].copy_from_slice(&sum.finish().to_be_bytes());
+        }
+        assert_eq!(checked_tcp(&one).1, pattern(2, 30_000)[..1400]);
+    }
+}
+
+#[test]
+fn a_nic_without_offloads_gets_finished_frames() {
+    let bed = Bed::new();
+    let outside = attach(
+        &bed,
+        Offloads {
+            max_parts: 1,
+            ..Offloads::default()
+        },
+        100,
+    );
+    let mut guest = bed.guest(1, LINUX, 0);
+    for v6 in [false, true] {
+        let payload = pattern(3, 50_000);
+        let mut long = tcp(guest.mac, OUTSIDE, Tcp { v6, ..V4 }, &payload);
+        blank(&mut long, v6);
+        guest.front.send(&long, &sending(v6, Some(1400)));
+        bed.run();
+        let mut whole = Vec::new();
+        for seen in outside.nic.take_sent() {
+            assert_eq!((seen.checksum, seen.mss), (Checksum::Verified, None));
+            assert!(seen.bytes.len() <= 1514);
+            whole.extend(checked_tcp(&seen.bytes).1);
+        }
+        assert_eq!(whole, payload);
+    }
+}
+
+#[test]
+fn a_full_nic_holds_the_guest_back_and_loses_nothing() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 4);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let mut sent = Vec::new();
+    let mut seen = Vec::new();
+    for n in 0..1000 {
+        if guest.front.tx_free() < 2 {
+            guest.front.collect_tx();
+        }
+        // The ring is full when nothing drains: memory is bounded.
+        while guest.front.tx_free() < 2 {
+            assert!(sent.len() > 256);
+            assert!(bed.pool.usage().allocated < 512);
+            seen.extend(outside.nic.take_sent());
+            bed.run();
+            guest.front.collect_tx();
+        }
+        let frame = raw(guest.mac, OUTSIDE, &pattern(n, 1486));
+        guest.front.send(&frame, &Sending::default());
+        sent.push(frame);
+        bed.run();
+    }
+    for _ in 0..1000 {
+        seen.extend(outside.nic.take_sent());
+        bed.run();
+    }
+    assert_eq!(seen.len(), sent.len());
+    assert!(
+        seen.iter()
+            .zip(&sent)
+            .all(|(seen, sent)| seen.bytes == *sent)
+    );
+    assert_eq!(guest.counters.snapshot().tx_dropped, 0);
+}
+
+#[test]
+fn received_frames_go_to_their_guests_and_nowhere_else() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 4);
+    let mut a = bed.guest(1, LINUX, 0);
+    let mut b = bed.guest(2, LINUX, 0);
+    for guest in [&mut a, &mut b] {
+        guest.front.post_rx(16);
+    }
+    let to_a = raw(OUTSIDE, a.mac, &pattern(1, 1000));
+    let to_b = tcp(OUTSIDE, b.mac, V4, &pattern(2, 1000));
+    let to_nobody = raw(OUTSIDE, mac(77), &pattern(3, 100));
+    let to_all = raw(OUTSIDE, MacAddr::BROADCAST, &pattern(4, 100));
+    for bytes in [&to_a, &to_b, &to_nobody, &to_all] {
+        let mut frame = Frame::from_bytes(&bed.pool, bytes).unwrap();
+        if bytes == &to_b {
+            frame.checksum = Checksum::Verified;
+        }
+        outside.nic.arrive(frame);
+    }
+    bed.run();
+    let got: Vec<_> = a.front.recv().into_iter().map(|f| f.bytes).collect();
+    assert_eq!(got, [to_a, to_all.clone()]);
+    let got = b.front.recv();
+    assert_eq!(got[0].bytes, to_b);
+    assert_eq!(got[0].flags, rxf::DATA_VALIDATED);
+    assert_eq!(got[1].bytes, to_all);
+    assert_eq!(outside.counters.rx_dropped.load(Ordering::Relaxed), 1);
+    // Nothing of it is sent back.
+    assert!(outside.nic.take_sent().is_empty());
+    bed.assert_no_memory_held();
+}
+
+#[test]
+fn frames_that_no_wire_takes_are_dropped_or_padded() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let too_long = raw(guest.mac, OUTSIDE, &pattern(1, 1505));
+    let short = raw(guest.mac, OUTSIDE, &[7]);
+    let mut wide = tcp(guest.mac, OUTSIDE, V4, &pattern(2, 9000));
+    blank(&mut wide, false);
+    guest.front.send(&too_long, &Sending::default());
+    guest.front.send(&wide, &sending(false, Some(4000)));
+    guest.front.send(&short, &Sending::default());
+    bed.run();
+    let sent = outside.nic.take_sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].bytes.len(), 60);
+    assert_eq!(sent[0].bytes[..15], short[..]);
+    assert!(sent[0].bytes[15..].iter().all(|byte| *byte == 0));
+    assert_eq!(outside.counters.tx_dropped.load(Ordering::Relaxed), 2);
+    bed.run();
+    bed.assert_no_memory_held();
+}
+
+#[test]
+fn headers_are_found_where_etherparse_put_them() {
+    for v6 in [false, true] {
+        for options in [false, true] {
+            let kind = Tcp {
+                v6,
+                options,
+                flags: 0,
+            };
+            let frame = tcp(mac(1), mac(2), kind, &pattern(1, 500));
+            let layout = parse(&frame[..PREFIX], frame.len()).unwrap();
+            assert_eq!(layout.headers(), frame.len() - 500);
+            // A frame cut anywhere inside its headers is not taken for one.
+            for len in 0..layout.headers() {
+                assert_eq!(parse(&frame[..len], len), None, "{len}");
+            }
+        }
+    }
+}
