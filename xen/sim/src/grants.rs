@@ -2,7 +2,7 @@
 
 use crate::memory::{GuestPages, Machine, State};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -155,6 +155,7 @@ struct Inner {
     rings: Arc<AtomicU32>,
     /// Statuses that the next operations answer with instead of being carried out.
     failures: Vec<GrantStatus>,
+    unmappable: BTreeSet<u32>,
 }
 
 /// The strict [`Grants`] of one guest; clones share their counts.
@@ -191,6 +192,12 @@ impl SimGrants {
     pub fn fail_next(&self, count: usize, status: GrantStatus) {
         let mut inner = self.inner.borrow_mut();
         inner.failures.extend(std::iter::repeat_n(status, count));
+    }
+
+    /// Device maps of this grant fail from now on, copies do not: as for a page of a PV
+    /// guest's page tables, or one that is granted in part.
+    pub fn refuse_map(&self, gref: GrantRef) {
+        self.inner.borrow_mut().unmappable.insert(gref.0);
     }
 
     /// # Panics
@@ -245,6 +252,9 @@ impl SimGrants {
     fn map_one(&self, gref: GrantRef, access: Access) -> Result<DeviceMapping, GrantStatus> {
         if let Some(status) = self.failure() {
             return Err(status);
+        }
+        if self.inner.borrow().unmappable.contains(&gref.0) {
+            return Err(GrantStatus::GENERAL_ERROR);
         }
         let mut guard = self.machine.0.borrow_mut();
         let state = &mut *guard;

@@ -1,0 +1,101 @@
+//! Reading and writing a disk's bytes through a few pages of our own: for partition
+//! tables, the image area, and volumes that are imported and exported.
+
+use crate::disk::{Disk, SECTOR};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use hal::block::{BlockError, Hold};
+use hal::{DmaAllocator, DmaBuffer, Node};
+use xen_abi::PAGE_SIZE;
+
+/// Pages in work for each call: enough to keep a disk busy, little enough for a small
+/// pVM.
+const CHUNK_PAGES: usize = 16;
+
+/// A disk whose sectors are read into and written from slices.
+#[derive(Clone)]
+pub struct ByteIo<D> {
+    disk: D,
+    dma: Rc<dyn DmaAllocator>,
+    node: Node,
+}
+
+impl<D: Disk> core::fmt::Debug for ByteIo<D> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("ByteIo")
+            .field("geometry", &self.disk.geometry())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> ByteIo<D> {
+    /// Bytes of `disk` through pages of `dma` on `node`.
+    pub fn new(disk: D, dma: Rc<dyn DmaAllocator>, node: Node) -> Self {
+        Self { disk, dma, node }
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    /// The same pages for another part of the disk, or another disk.
+    pub fn on<E: Disk>(&self, disk: E) -> ByteIo<E> {
+        ByteIo {
+            disk,
+            dma: self.dma.clone(),
+            node: self.node,
+        }
+    }
+
+    /// Fills `to` from `sector` on. Sector and length must be whole blocks.
+    pub async fn read(&self, sector: u64, to: &mut [u8]) -> Result<(), BlockError> {
+        let buffer = self.buffer(to.len())?;
+        let hold: Hold = buffer.clone();
+        let chunk = CHUNK_PAGES * PAGE_SIZE;
+        for (n, part) in to.chunks_mut(chunk).enumerate() {
+            let segments = scatter(&buffer, part.len());
+            let at = sector + (n * chunk) as u64 / SECTOR;
+            self.disk.read(at, &segments, &hold).await?;
+            for (page, bytes) in buffer.iter().zip(part.chunks_mut(PAGE_SIZE)) {
+                page.read_bytes(0, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `from` from `sector` on. Sector and length must be whole blocks.
+    pub async fn write(&self, sector: u64, from: &[u8]) -> Result<(), BlockError> {
+        let buffer = self.buffer(from.len())?;
+        let hold: Hold = buffer.clone();
+        let chunk = CHUNK_PAGES * PAGE_SIZE;
+        for (n, part) in from.chunks(chunk).enumerate() {
+            for (page, bytes) in buffer.iter().zip(part.chunks(PAGE_SIZE)) {
+                page.write_bytes(0, bytes);
+            }
+            let segments = scatter(&buffer, part.len());
+            let at = sector + (n * chunk) as u64 / SECTOR;
+            self.disk.write(at, &segments, &hold).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    pub async fn flush(&self) -> Result<(), BlockError> {
+        self.disk.flush().await
+    }
+
+    fn buffer(&self, len: usize) -> Result<Rc<Vec<DmaBuffer>>, BlockError> {
+        let count = len.div_ceil(PAGE_SIZE).min(CHUNK_PAGES);
+        let pages: Option<Vec<_>> = (0..count).map(|_| self.dma.alloc(1, self.node)).collect();
+        pages.map(Rc::new).ok_or(BlockError::NoMemory)
+    }
+}
+
+fn scatter(pages: &[DmaBuffer], len: usize) -> Vec<hal::DmaSegment> {
+    (0..len)
+        .step_by(PAGE_SIZE)
+        .zip(pages)
+        .map(|(at, page)| page.segment(0, PAGE_SIZE.min(len - at)))
+        .collect()
+}
