@@ -7,13 +7,21 @@
 mod acpi;
 mod cpuid;
 mod error;
+mod frames;
 mod image;
+mod kernel;
 mod memory;
 mod notes;
 mod populate;
+mod pv;
+mod pv_layout;
 mod pvh;
 mod pvh_layout;
 mod pvh_vcpu;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_support;
 
 pub use error::BuildError;
 pub use image::{ImageError, ImageSource};
@@ -30,6 +38,8 @@ use xen_abi::grant_table::{
     EntryV1, GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE, GTF_PERMIT_ACCESS,
 };
 use xen_abi::{DomId, EvtchnPort};
+
+const PAGE: u64 = xen_abi::PAGE_SIZE as u64;
 
 /// Where a guest goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +66,6 @@ pub struct Built {
     pub console_frame: u64,
     /// Which node each of its pages came from.
     pub nodes: NodeMap,
-    /// Machine frame of each page of a PV guest, by its own frame number; empty for PVH.
-    pub machine_frames: Vec<u64>,
 }
 
 /// Builds `config` where `placement` says. The domain is left paused: start it with
@@ -81,7 +89,7 @@ pub async fn build<H: Hypercalls, S: ImageSource>(
     let mut half_made = HalfMade { xen, id: Some(id) };
     let built = match config.kind {
         GuestType::Pvh => pvh::build(xen, id, config, placement, images).await,
-        GuestType::Pv => Err(BuildError::PvNotBuilt),
+        GuestType::Pv => pv::build(xen, id, config, placement, images).await,
     };
     match built {
         Ok(built) => {

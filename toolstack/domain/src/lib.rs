@@ -21,3 +21,6 @@ pub mod placement;
 pub mod vdev;
 pub mod xen;
 pub mod xenbus;
+
+#[cfg(test)]
+mod fake;

@@ -69,8 +69,6 @@ pub enum BuildError {
         /// Which.
         frame: u64,
     },
-    /// PV guests are not built yet.
-    PvNotBuilt,
     /// Xen's record of hardware state is not what this version should give.
     HvmContext,
 }
@@ -127,7 +125,6 @@ impl fmt::Display for BuildError {
             Self::FrameTooHigh { frame } => {
                 write!(f, "frame {frame:#x} does not fit into a version 1 grant")
             }
-            Self::PvNotBuilt => f.write_str("PV guests cannot be built"),
             Self::HvmContext => f.write_str("Xen's hardware state record is not as expected"),
         }
     }

@@ -1,21 +1,20 @@
 //! Writing into a guest's memory through windows of bounded size.
 
+use super::frames::MachineFrames;
 use super::image::ImageSource;
-use super::{BuildError, CallError};
+use super::{BuildError, CallError, PAGE};
 use crate::config::ImageId;
 use crate::hypercalls::{DomainPages, Hypercalls, MAP_PAGES};
 use alloc::vec;
 use alloc::vec::Vec;
-use xen_abi::{DomId, PAGE_SIZE};
-
-const PAGE: u64 = PAGE_SIZE as u64;
+use xen_abi::DomId;
 
 /// A guest's memory by its own physical addresses.
 pub(super) struct Memory<'a, H> {
     pub(super) calls: &'a H,
     pub(super) domain: DomId,
-    /// Machine frames by guest frame, for PV; `None`: guest frames are mapped as such.
-    pub(super) machine_frames: Option<&'a [u64]>,
+    /// For PV, whose frames are mapped by machine frame; `None`: by guest frame.
+    pub(super) machine_frames: Option<&'a MachineFrames>,
 }
 
 /// Buffer between the image source and the guest.
@@ -29,7 +28,7 @@ impl<H: Hypercalls> Memory<'_, H> {
         let frames: Vec<u64> = match self.machine_frames {
             None => (first..=last).collect(),
             Some(list) => (first..=last)
-                .map(|pfn| list[usize::try_from(pfn).unwrap_or(usize::MAX)])
+                .map(|pfn| list.get(pfn).unwrap_or(u64::MAX))
                 .collect(),
         };
         self.calls

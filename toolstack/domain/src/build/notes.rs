@@ -31,6 +31,16 @@ impl Kernel {
         Ok(bits >> feature & 1 != 0)
     }
 
+    /// Whether it demands auto-translated memory: `FEATURES` is a list of names with `|`
+    /// between them, and `!` before what is demanded.
+    pub(super) fn requires_auto_translation(&self) -> bool {
+        self.text(elfnote::FEATURES).is_some_and(|names| {
+            names
+                .split(|&byte| byte == b'|')
+                .any(|name| name == b"!auto_translated_physmap")
+        })
+    }
+
     /// Whether the RSDP may lie anywhere, or must be where the BIOS would have it: old
     /// Linux kernels look only there.
     pub(super) fn rsdp_anywhere(&self) -> Result<bool, BuildError> {

@@ -1,6 +1,7 @@
 //! Giving a domain its memory, from the nodes that placement chose.
 
 use super::BuildError;
+use super::frames::MachineFrames;
 use crate::hypercalls::{Hypercalls, NodeId, Pacer};
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -69,7 +70,7 @@ const MOST: usize = 512;
 
 /// Populates the frames of `map`, each run from its own node alone, in extents as
 /// large as their alignment and Xen's free memory allow. For a PV domain,
-/// `machine_frames` receives the machine frame of each page by guest frame.
+/// `machine_frames` receives the machine frame of each page.
 ///
 /// Each frame is asked for once only: populating a frame twice succeeds, and loses a
 /// page to the domain.
@@ -77,7 +78,7 @@ pub(super) async fn populate<H: Hypercalls>(
     calls: &H,
     domain: DomId,
     map: &NodeMap,
-    mut machine_frames: Option<&mut [u64]>,
+    mut machine_frames: Option<&mut MachineFrames>,
 ) -> Result<(), BuildError> {
     for run in &map.runs {
         let end = run.start + run.pages;
@@ -113,10 +114,7 @@ pub(super) async fn populate<H: Hypercalls>(
                 .min(extents.len());
             if let Some(list) = machine_frames.as_deref_mut() {
                 for (i, &mfn) in (0..).zip(&extents[..done]) {
-                    let first = super::memory::usize_of(at + i * pages);
-                    for (slot, frame) in list[first..][..1usize << order].iter_mut().zip(mfn..) {
-                        *slot = frame;
-                    }
+                    list.push(at + i * pages, mfn, pages);
                 }
             }
             at += done as u64 * pages;

@@ -3,19 +3,19 @@
 //! Left out against libxl: `settscinfo` (the mode it sets is the one a domain is born
 //! with), and claiming pages (placement looked, and a short count ends the build).
 
+use super::kernel::load_kernel;
 use super::populate::{populate, populate_few, split};
 use super::pvh_layout::{PvhLayout, Special, special_frames};
 use super::{
-    BuildError, Built, ImageSource, Memory, Placement, cpuid, make_vcpus, pvh_vcpu, seed_grants,
+    BuildError, Built, ImageSource, Memory, PAGE, Placement, cpuid, make_vcpus, pvh_vcpu,
+    seed_grants,
 };
 use crate::config::GuestConfig;
 use crate::hypercalls::Hypercalls;
 use crate::xen::{CallError, Xen};
 use alloc::vec::Vec;
+use xen_abi::DomId;
 use xen_abi::hvm::params;
-use xen_abi::{DomId, PAGE_SIZE};
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     xen: Xen<'_, H>,
@@ -50,7 +50,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
 
     let nodes = split(&layout.ram, &placement.memory);
     populate(calls, id, &nodes, None).await?;
-    load_kernel(&memory, config, images).await?;
+    load_kernel(&memory, config, 0, images).await?;
     if let (Some(range), Some(ramdisk)) = (&layout.ramdisk, config.ramdisk) {
         memory
             .stream(range.start, images, ramdisk.image, 0, ramdisk.len)
@@ -82,39 +82,12 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
         store_frame,
         console_frame,
         nodes,
-        machine_frames: Vec::new(),
     })
 }
 
 /// libxl's rule: 1 MiB for each vCPU and 4 KiB for each MiB of memory, in bytes.
 fn paging_pool(config: &GuestConfig) -> u64 {
     (256 * u64::from(config.max_vcpus) + u64::from(config.memory_mib)) * PAGE
-}
-
-/// The kernel's segments, and zeroes where they have no bytes in the file.
-async fn load_kernel<H: Hypercalls, S: ImageSource>(
-    memory: &Memory<'_, H>,
-    config: &GuestConfig,
-    images: &mut S,
-) -> Result<(), BuildError> {
-    for segment in &config.kernel.segments {
-        memory
-            .stream(
-                segment.paddr,
-                images,
-                config.kernel.image,
-                segment.offset,
-                segment.file_size,
-            )
-            .await?;
-        memory
-            .zero(
-                segment.paddr + segment.file_size,
-                segment.mem_size - segment.file_size,
-            )
-            .await?;
-    }
-    Ok(())
 }
 
 /// Pages with a meaning to Xen, clear but for the page table that maps all of memory to

@@ -7,18 +7,16 @@
 
 use super::acpi::{self, RSDP_LEN, Tables};
 use super::memory::round_up;
-use super::{BuildError, memory_pages};
+use super::{BuildError, PAGE, memory_pages};
 use crate::config::GuestConfig;
 use alloc::vec::Vec;
 use core::ops::Range;
-use xen_abi::PAGE_SIZE;
 use xen_abi::elfnote;
 use xen_abi::hvm::start_info::{
     HvmStartInfo, MAGIC, MEMMAP_ACPI, MEMMAP_RAM, MEMMAP_RESERVED, MemmapEntry, ModlistEntry,
 };
 use zerocopy::IntoBytes;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const GIB_4: u64 = 1 << 32;
 /// End of low RAM; the ACPI info page, then the tables.
 const LOW_END: u64 = 0xfc00_0000;
