@@ -240,7 +240,7 @@ pub(crate) fn guest_list<'n>(
         let problem = if guests.len() == MAX_GUESTS {
             Problem::TooMuch("256 guests")
         } else if !is_guest_name(name) {
-            Problem::Expected("a guest's name (letters, digits, . _ + : -; at most 63)")
+            Problem::Expected("a guest's name (1 to 64 letters, digits and +-._, not digits alone)")
         } else if guests.iter().any(|g| g == name) {
             Problem::Repeated
         } else {

@@ -55,8 +55,10 @@ pub const MAX_MC_CORES: u32 = 64;
 pub const MAX_ADMINISTRATORS: usize = 64;
 /// Most guests started at boot.
 pub const MAX_GUESTS: usize = 256;
-/// Longest host name, administrator's name and guest's name, in bytes.
+/// Longest host name and administrator's name, in bytes.
 pub const MAX_NAME: usize = 63;
+/// Longest guest's name, in bytes.
+pub const MAX_GUEST_NAME: usize = 64;
 /// Most diagnostics kept; what would come after them is dropped (fatal ones never are).
 pub const MAX_DIAGNOSTICS: usize = 64;
 /// Longest command line looked at, in bytes (Xen's `MAX_GUEST_CMDLINE` is 1024).
@@ -222,16 +224,16 @@ pub fn parse(command_line: &[u8], archive: Option<&[u8]>) -> (HostConfig, Vec<Di
     (config, log.into_diagnostics())
 }
 
-/// Whether `name` may name a guest: letters, digits and `. _ + : -`, not first a dash, at
-/// most [`MAX_NAME`] bytes.
+/// Whether `name` may name a guest: 1 to 64 letters, digits and `+-._`, not beginning with
+/// `-` or `.`, and not digits alone, which would be a domid. The RPC has the same rule.
 #[must_use]
 pub fn is_guest_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= MAX_NAME
-        && !name.starts_with('-')
+    (1..=MAX_GUEST_NAME).contains(&name.len())
+        && !name.starts_with(['-', '.'])
+        && !name.bytes().all(|b| b.is_ascii_digit())
         && name
             .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._+:-".contains(&b))
+            .all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b))
 }
 
 /// Entry point for fuzzers: any bytes as a command line and an archive.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use toolstack_domain::config::{Action, GuestType};
+use toolstack_domain::vdev::device_number;
+use toolstack_rpc::server::check_name;
 
 use super::cpus::CpuList;
 use super::syntax::{Kind, Setting, Value};
@@ -197,16 +199,11 @@ impl<'a> Reader<'a> {
         let Some((setting, name)) = self.text("name")? else {
             return Err(self.missing("name is not set"));
         };
-        let what = if !toolstack_boot::is_guest_name(name) {
-            format!(
-                "name: '{}' is not made of letters, digits, . _ + : - (at most {})",
-                name.escape_debug(),
-                toolstack_boot::MAX_NAME
-            )
-        } else if name == "Domain-0" || name.bytes().all(|b| b.is_ascii_digit()) {
-            format!("name: '{name}' would be taken for a domain's number")
-        } else {
-            return Ok(name.to_owned());
+        // As xl does, `Domain-0` is kept for the host itself.
+        let what = match check_name(name) {
+            Ok(()) if name != "Domain-0" => return Ok(name.to_owned()),
+            Ok(()) => "name: Domain-0 is the host's own".to_owned(),
+            Err(error) => error.to_string(),
         };
         Err(ConfigError::at(&setting.value.at, what))
     }
@@ -359,7 +356,9 @@ impl<'a> Reader<'a> {
             let mut ignored = Vec::new();
             let wrong = |why| ConfigError::at(&value.at, format!("disk: {why}"));
             let disk = disk::parse(spec, &mut ignored).map_err(wrong)?;
-            if disks.iter().any(|d| d.vdev == disk.vdev) {
+            // xvda and d0p0 are one.
+            let number = device_number(&disk.vdev);
+            if disks.iter().any(|d| device_number(&d.vdev) == number) {
                 return Err(wrong(format!("vdev {} is given twice", disk.vdev)));
             }
             if let Some(other) = disks.iter().find(|d| d.volume == disk.volume)
