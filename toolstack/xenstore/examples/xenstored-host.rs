@@ -52,7 +52,7 @@ fn usage(what: &str) -> io::Error {
     io::Error::other(format!("{what}; usage: xenstored-host SOCKET [--domid N]"))
 }
 
-fn serve(listener: &UnixListener, domid: DomId) -> io::Result<()> {
+pub fn serve(listener: &UnixListener, domid: DomId) -> io::Result<()> {
     let mut server = Server::new(Default::default());
     let start = Instant::now();
     let mut clients: BTreeMap<ConnId, Client> = BTreeMap::new();

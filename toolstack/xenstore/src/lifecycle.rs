@@ -125,7 +125,9 @@ impl Server {
         let mut walk = self.store.walk();
         while let Some((path, node)) = walk.next() {
             if node.perms.owner() == domid {
-                walk.skip_below();
+                if path.parent().is_some() {
+                    walk.skip_below();
+                }
                 owned.push(path);
             } else if node.perms.names(domid) {
                 named.push((path, node.perms.without(|other| other == domid)));
