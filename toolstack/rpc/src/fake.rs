@@ -544,7 +544,7 @@ impl State {
         let node = |id, cpus: [u32; 2]| NodeInfo {
             id,
             memory: NODE_MIB << 20,
-            free: self.free_mib() / 2 << 20,
+            free: (self.free_mib() / 2) << 20,
             cpus: cpus.to_vec(),
             own_used: 6 << 20,
         };
@@ -556,7 +556,7 @@ impl State {
             wall_clock_s: 1_800_000_000,
             cpus: CPUS,
             mc_cpus: vec![0],
-            memory: 2 * NODE_MIB << 20,
+            memory: (2 * NODE_MIB) << 20,
             free_memory: self.free_mib() << 20,
             nodes: vec![node(0, [0, 1]), node(1, [2, 3])],
             own: OwnMemory {

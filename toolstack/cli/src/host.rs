@@ -1,0 +1,132 @@
+//! Commands about the host itself.
+
+use serde_json::json;
+use toolstack_rpc::message::{HostInfo, PowerAction, Space};
+use toolstack_rpc::{Request, Response, hello};
+
+use crate::args::{Global, Host, HostCommand};
+use crate::failure::Failure;
+use crate::output;
+use crate::session::Session;
+
+/// Asks the host about itself.
+pub fn fetch(session: &mut Session) -> Result<HostInfo, Failure> {
+    match session.call("info", &Request::HostInfo)? {
+        Response::HostInfo(info) => Ok(*info),
+        _ => Err(session.odd("info")),
+    }
+}
+
+/// `closer info`
+pub fn info(global: &Global) -> Result<(), Failure> {
+    let info = fetch(&mut Session::open(global)?)?;
+    if global.json {
+        let space = |space: Option<Space>| {
+            space.map(|s| json!({"total_bytes": s.total, "free_bytes": s.free}))
+        };
+        let nodes: Vec<_> = info
+            .nodes
+            .iter()
+            .map(|n| {
+                json!({
+                    "node": n.id,
+                    "memory_bytes": n.memory,
+                    "free_bytes": n.free,
+                    "cpus": n.cpus,
+                    "closer_used_bytes": n.own_used,
+                })
+            })
+            .collect();
+        return output::json(&json!({
+            "name": info.name,
+            "closer_version": info.closer_version,
+            "xen_version": info.xen_version,
+            "uptime_s": info.uptime_s,
+            "wall_clock_s": info.wall_clock_s,
+            "cpus": info.cpus,
+            "mc_cpus": info.mc_cpus,
+            "memory_bytes": info.memory,
+            "free_bytes": info.free_memory,
+            "nodes": nodes,
+            "closer_memory": {
+                "total_bytes": info.own.total,
+                "used_bytes": info.own.used,
+                "heap_used_bytes": info.own.heap_used,
+            },
+            "guests": info.guests,
+            "volumes": space(info.volumes),
+            "images": space(info.images),
+        }));
+    }
+    let field = |name: &str, value: String| output::line(&format!("{name:<16} {value}"));
+    let space = |space: Option<Space>| {
+        space.map_or("no disk".into(), |s| {
+            format!("{} free of {}", output::size(s.free), output::size(s.total))
+        })
+    };
+    field("host", info.name)?;
+    field("closer", info.closer_version)?;
+    field("xen", info.xen_version)?;
+    field("uptime", output::duration(info.uptime_s))?;
+    field("guests", info.guests.to_string())?;
+    field(
+        "cpus",
+        format!(
+            "{} (Closer's own work on {})",
+            info.cpus,
+            output::cpu_list(&info.mc_cpus)
+        ),
+    )?;
+    field(
+        "memory",
+        format!(
+            "{} free of {}",
+            output::size(info.free_memory),
+            output::size(info.memory)
+        ),
+    )?;
+    field(
+        "closer's memory",
+        format!(
+            "{} used of {}, heap {}",
+            output::size(info.own.used),
+            output::size(info.own.total),
+            output::size(info.own.heap_used)
+        ),
+    )?;
+    field("volumes", space(info.volumes))?;
+    field("images", space(info.images))?;
+    for node in info.nodes {
+        field(
+            &format!("node {}", node.id),
+            format!(
+                "cpus {}, {} free of {}, Closer uses {}",
+                output::cpu_list(&node.cpus),
+                output::size(node.free),
+                output::size(node.memory),
+                output::size(node.own_used)
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+/// `closer host poweroff|reboot`
+pub fn power(arguments: &Host, global: &Global) -> Result<(), Failure> {
+    let (what, action, force) = match arguments.command {
+        HostCommand::Poweroff { force } => ("host poweroff", PowerAction::PowerOff, force),
+        HostCommand::Reboot { force } => ("host reboot", PowerAction::Reboot, force),
+    };
+    let request = Request::HostPower { action, force };
+    Session::open(global)?.call_done(what, &request)
+}
+
+/// `closer version`
+pub fn version(global: &Global) -> Result<(), Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    let protocol = hello::VERSION;
+    if global.json {
+        return output::json(&json!({"closer": version, "protocol": protocol}));
+    }
+    output::line(&format!("closer {version}, protocol {protocol}"))
+}

@@ -1,0 +1,129 @@
+//! Files on their way to the host, with a progress bar.
+
+use std::io::{self, Read};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use toolstack_rpc::RpcError;
+use toolstack_rpc::tcp::block_on;
+
+use crate::failure::{Failure, io_reason};
+use crate::session::Session;
+
+/// Bytes read at once.
+const BLOCK: usize = 64 * 1024;
+/// Zeros are looked for in pieces of this size: a sector of most disks.
+const PIECE: usize = 4096;
+
+/// A bar for `len` bytes; hides itself where standard error is no terminal.
+pub fn progress(what: String, len: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{msg}  {wide_bar}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+    );
+    let bar = ProgressBar::new(len).with_message(what);
+    match style {
+        Ok(style) => bar.with_style(style),
+        // The template is a constant; a plain bar would do as well.
+        Err(_) => bar,
+    }
+}
+
+/// Streams `len` bytes of `source` to a host that has said it is ready, and waits until
+/// it has them. `name` is the source's.
+pub fn upload(
+    session: &mut Session,
+    what: &str,
+    source: &mut impl Read,
+    name: &str,
+    len: u64,
+) -> Result<(), Failure> {
+    let bar = progress(what.to_owned(), len);
+    let mut outgoing = session.client.outgoing();
+    let mut block = vec![0; BLOCK];
+    let mut zeros = 0;
+    let mut left = len;
+    let stopped = 'sending: {
+        while left > 0 {
+            let count = usize::try_from(left).map_or(BLOCK, |left| left.min(BLOCK));
+            let block = &mut block[..count];
+            if let Err(e) = source.read_exact(block) {
+                let why = match e.kind() {
+                    io::ErrorKind::UnexpectedEof => "it became shorter".into(),
+                    _ => io_reason(&e),
+                };
+                let error = RpcError::Aborted { why: why.clone() };
+                // The host learns why; our line names the file anyway.
+                return match block_on(outgoing.abort(&error)) {
+                    Ok(()) => Err(Failure::new(format_args!("{what}: {name}"), why)),
+                    Err(e) => Err(session.failed(what, e)),
+                };
+            }
+            for (data, piece) in runs(block) {
+                let sent = if data {
+                    let flushed = block_on(outgoing.send_zeros(std::mem::take(&mut zeros)));
+                    flushed.and_then(|()| block_on(outgoing.send(piece)))
+                } else {
+                    zeros += piece.len() as u64;
+                    Ok(())
+                };
+                if let Err(e) = sent {
+                    break 'sending Some(e);
+                }
+            }
+            left -= count as u64;
+            bar.inc(count as u64);
+        }
+        match block_on(outgoing.send_zeros(zeros)).and_then(|()| block_on(outgoing.finish())) {
+            Ok(()) => None,
+            Err(e) => Some(e),
+        }
+    };
+    bar.finish_and_clear();
+    match stopped {
+        None => Ok(()),
+        Some(e) => Err(session.failed(what, e)),
+    }
+}
+
+/// Cuts a block into runs of data (`true`) and of zeros.
+fn runs(block: &[u8]) -> Vec<(bool, &[u8])> {
+    let mut runs: Vec<(bool, usize)> = Vec::new();
+    for piece in block.chunks(PIECE) {
+        let data = piece.iter().any(|byte| *byte != 0);
+        match runs.last_mut() {
+            Some((kind, len)) if *kind == data => *len += piece.len(),
+            _ => runs.push((data, piece.len())),
+        }
+    }
+    let mut rest = block;
+    runs.into_iter()
+        .map(|(data, len)| {
+            let (run, tail) = rest.split_at(len);
+            rest = tail;
+            (data, run)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_the_block() {
+        let mut block = vec![0; 5 * PIECE + 7];
+        block[PIECE] = 1;
+        block[2 * PIECE + 5] = 1;
+        block[5 * PIECE + 6] = 1;
+        let found: Vec<_> = runs(&block).iter().map(|(d, r)| (*d, r.len())).collect();
+        assert_eq!(
+            found,
+            [
+                (false, PIECE),
+                (true, 2 * PIECE),
+                (false, 2 * PIECE),
+                (true, 7)
+            ]
+        );
+        assert!(runs(&[]).is_empty());
+    }
+}
