@@ -11,6 +11,9 @@
 //! A finding becomes a file of `corpus/TARGET/`, so that it stays fixed.
 #![forbid(unsafe_code)]
 
+mod blk;
+mod xenstore;
+
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
@@ -20,6 +23,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("net_frame_headers", backend_net::fuzz::frame_headers),
     ("net_transmit_slots", backend_net::fuzz::transmit_slots),
     ("net_frontend_nodes", backend_net::fuzz::frontend_nodes),
+    ("blk_requests", blk::requests),
+    ("blk_frontend_nodes", blk::frontend_nodes),
+    ("xenstore_wire", xenstore::wire),
+    ("xenstore_operations", xenstore::operations),
     // From the network.
     ("rpc_messages", toolstack_rpc::fuzz::messages),
     ("rpc_frames", toolstack_rpc::fuzz::frames),
