@@ -98,7 +98,7 @@ impl Line {
             len: 0,
         };
         // `write_str` cannot fail; a `Display` that does leaves what it wrote.
-        drop(line.write_fmt(message));
+        line.write_fmt(message).ok();
         line.bytes[line.len] = b'\n';
         line.len += 1;
         line

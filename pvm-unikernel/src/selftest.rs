@@ -62,6 +62,7 @@ async fn all(boot: &BootInfo) {
         }
     };
     report("protection", memory::protection());
+    report("pinning", tasks::pinning());
     report("ping-pong", tasks::ping_pong().await);
     report("channel", tasks::channel_stress().await);
     report("cancel", tasks::cancel().await);

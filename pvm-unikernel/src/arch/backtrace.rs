@@ -23,7 +23,7 @@ pub fn walk(frame: Option<u64>, mut each: impl FnMut(u64)) {
         // SAFETY: aligned, and 16 bytes from it lie in this vCPU's mapped stack.
         let next = unsafe { at.read_volatile() };
         // SAFETY: as above.
-        let return_address = unsafe { at.add(1).read_volatile() };
+        let return_address = unsafe { at.wrapping_add(1).read_volatile() };
         if return_address == 0 {
             return;
         }

@@ -2,16 +2,16 @@
 
 use super::entry;
 use super::shared_info::vcpu_info;
+use core::mem::offset_of;
 use core::sync::atomic::{Ordering, fence};
-use xen_abi::xen::{SharedInfo, VcpuTimeInfo};
+use xen_abi::xen::{SharedInfo, VcpuInfo, VcpuTimeInfo};
 
 /// Nanoseconds since Xen's boot. Never goes back on one vCPU; between vCPUs it differs by
 /// Xen's calibration error.
 #[inline]
 pub fn system_time_ns() -> u64 {
     let info = vcpu_info();
-    // SAFETY: this vCPU's info is mapped for ever.
-    let time = unsafe { &raw const (*info).time };
+    let time = field(info, offset_of!(VcpuInfo, time));
     loop {
         let (before, copy, ticks) = snapshot(time);
         if before & 1 == 0 && copy.version == before {
@@ -25,9 +25,10 @@ pub fn system_time_ns() -> u64 {
 
 /// The version before, a copy with the version after, and the TSC.
 fn snapshot(time: *const VcpuTimeInfo) -> (u32, VcpuTimeInfo, u64) {
+    let version: *const u32 = field(time, offset_of!(VcpuTimeInfo, version));
     // SAFETY: mapped for ever; Xen writes it while this vCPU runs only between two changes
     // of the version, which the caller compares.
-    let before = unsafe { (&raw const (*time).version).read_volatile() };
+    let before = unsafe { version.read_volatile() };
     fence(Ordering::Acquire);
     // SAFETY: as above.
     let mut copy = unsafe { time.read_volatile() };
@@ -35,8 +36,13 @@ fn snapshot(time: *const VcpuTimeInfo) -> (u32, VcpuTimeInfo, u64) {
     // SAFETY: reading the TSC has no effect; Xen lets its guests do it.
     let ticks = unsafe { core::arch::x86_64::_rdtsc() };
     // SAFETY: as above.
-    copy.version = unsafe { (&raw const (*time).version).read_volatile() };
+    copy.version = unsafe { version.read_volatile() };
     (before, copy, ticks)
+}
+
+/// A pointer to a field that Xen writes.
+fn field<S, F>(of: *const S, offset: usize) -> *const F {
+    of.wrapping_byte_add(offset).cast()
 }
 
 /// Ticks to nanoseconds.
@@ -59,20 +65,24 @@ fn scale(ticks: u64, multiplier: u32, shift: i8) -> u64 {
 /// Unix time, in nanoseconds, of system time 0.
 pub fn wall_clock_base_ns() -> u64 {
     let shared = (&raw const entry::shared_info_page).cast::<SharedInfo>();
+    let version: *const u32 = field(shared, offset_of!(SharedInfo, wc_version));
+    let low: *const u32 = field(shared, offset_of!(SharedInfo, wc_sec));
+    let high: *const u32 = field(shared, offset_of!(SharedInfo, wc_sec_hi));
+    let nanoseconds: *const u32 = field(shared, offset_of!(SharedInfo, wc_nsec));
     loop {
         // SAFETY: the shared-info page is mapped for ever; Xen writes the fields between two
         // changes of the version.
-        let before = unsafe { (&raw const (*shared).wc_version).read_volatile() };
+        let before = unsafe { version.read_volatile() };
         fence(Ordering::Acquire);
         // SAFETY: as above.
-        let low = unsafe { (&raw const (*shared).wc_sec).read_volatile() };
+        let low = unsafe { low.read_volatile() };
         // SAFETY: as above.
-        let high = unsafe { (&raw const (*shared).wc_sec_hi).read_volatile() };
+        let high = unsafe { high.read_volatile() };
         // SAFETY: as above.
-        let nanoseconds = unsafe { (&raw const (*shared).wc_nsec).read_volatile() };
+        let nanoseconds = unsafe { nanoseconds.read_volatile() };
         fence(Ordering::Acquire);
         // SAFETY: as above.
-        let after = unsafe { (&raw const (*shared).wc_version).read_volatile() };
+        let after = unsafe { version.read_volatile() };
         if before & 1 == 0 && before == after {
             let seconds = u64::from(high) << 32 | u64::from(low);
             return seconds * 1_000_000_000 + u64::from(nanoseconds);

@@ -17,7 +17,6 @@ pub mod clock;
 pub mod cpu;
 pub mod entry;
 pub mod hypercall;
-pub mod port_io;
 mod relax;
 mod runtime;
 pub mod shared_info;
@@ -25,4 +24,4 @@ pub mod smp;
 pub mod traps;
 
 pub use cpu::{MAX_VCPUS, PerCpu};
-pub use relax::{Polite, SpinLock};
+pub use relax::SpinLock;

@@ -112,12 +112,6 @@ pub fn mask(port: EvtchnPort) {
     mask_word(index).fetch_or(1 << bit, Ordering::SeqCst);
 }
 
-/// Forgets that a masked port is pending.
-pub fn clear_pending(port: EvtchnPort) {
-    let (index, bit) = place(port);
-    pending_word(index).fetch_and(!(1 << bit), Ordering::SeqCst);
-}
-
 fn place(port: EvtchnPort) -> (usize, u32) {
     let number = port.0 as usize;
     assert!(number < PORTS, "Xen gave a port beyond the two-level ABI");

@@ -12,6 +12,11 @@
 //! mailboxes are looked at again; `SCHEDOP_block` returns at once while it is set. Port
 //! events and timers set the same flag. So mail that came before the block is seen, or the
 //! block ends. Whoever takes `sleeping` down sends the only IPI, so kicks do not pile up.
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a kernel interface: what no service needs yet waits for one"
+)]
 
 mod account;
 mod task;

@@ -34,7 +34,7 @@ fn mfn(pfn: u64) -> u64 {
     let index = usize::try_from(pfn).expect("frame numbers fit");
     // SAFETY: callers stay below `nr_pages`, the length of Xen's list, which `init` unmaps
     // only at its end.
-    unsafe { list.add(index).read() }
+    unsafe { list.wrapping_add(index).read() }
 }
 
 fn initrd() -> Range<u64> {

@@ -78,7 +78,7 @@ fn zero(pages: &SharedPages, base: *mut u8, offset: usize, len: usize) {
     unsafe {
         core::arch::asm!(
             "rep stosb",
-            inout("rdi") base.add(offset) => _,
+            inout("rdi") base.wrapping_add(offset) => _,
             inout("rcx") len => _,
             in("al") 0u8,
             options(nostack, preserves_flags),

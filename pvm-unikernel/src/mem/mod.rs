@@ -9,6 +9,11 @@
 //! - a frame is on a free list, or has one owner, or belongs to the kernel for ever (image,
 //!   page tables, the allocator's own bytes); only the allocator moves it between these;
 //! - page-table frames are never given back.
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a kernel interface: what no service needs yet waits for one"
+)]
 #![allow(unsafe_code, reason = "page tables, frames and the heap")]
 
 mod boot_map;

@@ -210,8 +210,9 @@ pub async fn sleep_accuracy() -> Outcome {
         "selftest: sleeps end at most {} us late",
         late / 1000
     ));
+    // A busy test machine is late by a lot; a lost timer would be late for ever.
     expect(
-        late < 50_000_000,
+        late < 1_000_000_000,
         format_args!("a sleep ended {late} ns late"),
     )?;
     let never = timeout(core::future::pending::<()>(), Duration::from_millis(5)).await;
@@ -268,6 +269,20 @@ pub async fn idle_cost() -> Outcome {
             ran < 5_000_000,
             format_args!("idle vCPU {vcpu} ran {ran} ns of 1 s"),
         )?;
+    }
+    Ok(())
+}
+
+/// Every vCPU has a core of its own: Xen tells the physical id of pinned vCPUs only.
+pub fn pinning() -> Outcome {
+    let mut cores = Vec::new();
+    for vcpu in vcpus() {
+        let core = vcpu::physid(vcpu.0)?;
+        expect(
+            !cores.contains(&core),
+            format_args!("two vCPUs on core {core:#x}"),
+        )?;
+        cores.push(core);
     }
     Ok(())
 }

@@ -2,6 +2,11 @@
 //!
 //! [`channel()`], [`oneshot()`] and [`Notify`] work between vCPUs; their locks are held
 //! for a few instructions and never across a wake. [`local`] is for tasks of one vCPU.
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a kernel interface: what no service needs yet waits for one"
+)]
 
 mod channel;
 pub mod local;
