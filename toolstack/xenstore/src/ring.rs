@@ -101,7 +101,6 @@ impl RingConnection {
     /// An error is reported once: signal the event channel, for the error word was
     /// written. After that nothing happens until the domain is back.
     pub fn pump(&mut self, server: &mut Server) -> Result<Pumped, RingFault> {
-        server.clear_ready(self.conn);
         server.begin_turn();
         let mut pumped = Pumped::default();
         if self.reconnect_asked() {
@@ -109,6 +108,7 @@ impl RingConnection {
             pumped.notify = true;
         }
         if self.ended {
+            server.clear_ready(self.conn);
             return Ok(pumped);
         }
         match self.exchange(server, &mut pumped) {
@@ -140,6 +140,8 @@ impl RingConnection {
         }
         let sent = self.send(server)?;
         pumped.notify |= sent > 0;
+        // What is left waits for the domain to read, or for `more`.
+        server.clear_ready(self.conn);
         Ok(())
     }
 

@@ -52,6 +52,7 @@ pub fn parse(stream: &mut Vec<u8>) -> Vec<Answer> {
 pub struct Bed {
     pub server: Server,
     req_id: u32,
+    now_ms: u64,
     events: Vec<(ConnId, String, Vec<u8>)>,
 }
 
@@ -68,8 +69,15 @@ impl Bed {
         Self {
             server: Server::new(Config::default()),
             req_id: 0,
+            now_ms: 0,
             events: Vec::new(),
         }
+    }
+
+    /// Lets time pass.
+    pub fn wait(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.server.advance(self.now_ms);
     }
 
     /// dom0's tools.
