@@ -50,7 +50,7 @@ pub async fn foreign_map(xen: (u32, u32)) -> Outcome {
     let Some(version) = domctl_version(xen) else {
         return Err(Failure("unknown Xen".into()));
     };
-    let asked = if xen.1 >= 22 { DomId(0x7ff4) } else { DomId(0) };
+    let asked = if xen.1 >= 22 { DomId(0x7ff5) } else { DomId(0) };
     let made = domctl(version, cmd::CREATEDOMAIN, asked, &create_argument(xen))?;
     let domain = DomId(made.domain);
     let outcome = use_domain(version, domain).await;
