@@ -12,6 +12,8 @@ use xen_abi::PAGE_SIZE;
 /// pVM.
 const CHUNK_PAGES: usize = 16;
 
+const PAGE_SECTORS: u64 = PAGE_SIZE as u64 / SECTOR;
+
 /// A disk whose sectors are read into and written from slices.
 #[derive(Clone)]
 pub struct ByteIo<D> {
@@ -20,11 +22,9 @@ pub struct ByteIo<D> {
     node: Node,
 }
 
-impl<D: Disk> core::fmt::Debug for ByteIo<D> {
+impl<D> core::fmt::Debug for ByteIo<D> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("ByteIo")
-            .field("geometry", &self.disk.geometry())
-            .finish_non_exhaustive()
+        f.write_str("ByteIo")
     }
 }
 
@@ -76,6 +76,29 @@ impl<D: Disk> ByteIo<D> {
             let segments = scatter(&buffer, part.len());
             let at = sector + (n * chunk) as u64 / SECTOR;
             self.disk.write(at, &segments, &hold).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes, one stretch after the other. Sectors must be whole blocks.
+    pub async fn zero(&self, sector: u64, sectors: u64) -> Result<(), BlockError> {
+        let page = self.dma.alloc(1, self.node).ok_or(BlockError::NoMemory)?;
+        // The same page of zeroes many times over: nothing forbids it, as it is only read.
+        let step = CHUNK_PAGES as u64 * PAGE_SECTORS;
+        let segment = page.segment(0, PAGE_SIZE);
+        let hold: Hold = Rc::new(page);
+        let end = sector.checked_add(sectors).ok_or(BlockError::OutOfRange)?;
+        let mut at = sector;
+        while at < end {
+            let now = step.min(end - at);
+            let mut segments = alloc::vec![segment; CHUNK_PAGES];
+            segments.truncate(usize::try_from(now.div_ceil(PAGE_SECTORS)).unwrap_or(CHUNK_PAGES));
+            let rest = now % PAGE_SECTORS;
+            if let (Some(last), 1..) = (segments.last_mut(), rest) {
+                last.len = u32::try_from(rest * SECTOR).unwrap_or(0);
+            }
+            self.disk.write(at, &segments, &hold).await?;
+            at += now;
         }
         Ok(())
     }

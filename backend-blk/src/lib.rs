@@ -19,6 +19,7 @@ mod bytes;
 mod counters;
 mod data;
 mod disk;
+pub mod gpt;
 pub mod nodes;
 pub mod protocol;
 mod task;

@@ -41,6 +41,8 @@ enum Bytes {
         buffer: DmaBuffer,
         released: Arc<AtomicBool>,
     },
+    /// Memory that the pVM has given back, some time ago.
+    Gone,
     /// Memory of a guest.
     Guest { heap: SharedHeap, view: SharedPages },
 }
@@ -57,7 +59,7 @@ impl Region {
     pub(crate) fn map(&self, on_drop: Box<dyn FnOnce() + Send>) -> Option<SharedPages> {
         match &self.bytes {
             Bytes::Guest { heap, .. } => Some(heap.handle(Some(on_drop))),
-            Bytes::Own { .. } => None,
+            Bytes::Own { .. } | Bytes::Gone => None,
         }
     }
 }
@@ -85,6 +87,9 @@ impl State {
     }
 
     fn add(&mut self, bytes: impl FnOnce(u64) -> Bytes, owner: Option<DomId>, pages: usize) -> u64 {
+        if self.regions.len().is_multiple_of(256) {
+            self.sweep();
+        }
         // A gap after each region: running over its end never hits another by chance.
         let first_mfn = self.next_mfn + 1;
         self.next_mfn = first_mfn + pages as u64;
@@ -95,6 +100,19 @@ impl State {
             pages,
         }));
         first_mfn
+    }
+
+    /// Frees the bytes of what was given back; its frames stay known as such.
+    fn sweep(&mut self) {
+        for region in &mut self.regions {
+            if matches!(&region.bytes, Bytes::Own { released, .. } if released.load(Ordering::SeqCst))
+            {
+                *region = Rc::new(Region {
+                    bytes: Bytes::Gone,
+                    ..**region
+                });
+            }
+        }
     }
 
     fn locate(&self, mfn: u64, offset: usize, len: usize) -> Option<(Rc<Region>, usize)> {
@@ -185,6 +203,7 @@ impl Machine {
                 Bytes::Own { released, .. } if released.load(Ordering::SeqCst) => {
                     return Err(DmaFault::Released(addr));
                 }
+                Bytes::Gone => return Err(DmaFault::Released(addr)),
                 Bytes::Own { .. } => {}
                 Bytes::Guest { .. } => {
                     let reach = state.reach.get(&mfn).copied().unwrap_or_default();
@@ -226,6 +245,7 @@ impl Region {
     fn read(&self, at: usize, to: &mut [u8]) {
         match &self.bytes {
             Bytes::Own { buffer, .. } => buffer.read_bytes(at, to),
+            Bytes::Gone => unreachable!("checked by the caller"),
             Bytes::Guest { view, .. } => view.read_bytes(at, to),
         }
     }
@@ -233,6 +253,7 @@ impl Region {
     fn write(&self, at: usize, from: &[u8]) {
         match &self.bytes {
             Bytes::Own { buffer, .. } => buffer.write_bytes(at, from),
+            Bytes::Gone => unreachable!("checked by the caller"),
             Bytes::Guest { view, .. } => view.write_bytes(at, from),
         }
     }

@@ -1,0 +1,579 @@
+//! Volumes as partitions of a GUID partition table (UEFI specification, chapter 5).
+//!
+//! Any other system can read the disk. The table exists twice; an update writes
+//!
+//! 1. the backup's entries, then its header: until that is done the primary is valid
+//!    and old;
+//! 2. the primary's entries, then its header: from the first of these writes on the
+//!    backup is valid and new;
+//!
+//! with a flush after each of the four steps, so that at every moment one copy is whole.
+//! [`Gpt::open`] takes the primary if it is valid, else the backup, and writes the other
+//! copy anew if it differs: after a power cut an update has happened or has not.
+//!
+//! Partitions of other kinds are kept as they are, and their space is not touched.
+
+pub mod format;
+mod guid;
+
+pub use guid::Guid;
+
+use crate::bytes::ByteIo;
+use crate::disk::{Disk, Extent, SECTOR};
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+use format::{BadTable, Entry, Header};
+use hal::block::BlockError;
+
+/// Partition type of volumes: c105e401-6f1d-4a3b-9c5e-766f6c756d65.
+pub const VOLUME_TYPE: Guid = Guid([
+    0x01, 0xe4, 0x05, 0xc1, 0x1d, 0x6f, 0x3b, 0x4a, 0x9c, 0x5e, b'v', b'o', b'l', b'u', b'm', b'e',
+]);
+/// Partition type of the image area: c105e401-6f1d-4a3b-9c5e-696d61676573.
+pub const IMAGES_TYPE: Guid = Guid([
+    0x01, 0xe4, 0x05, 0xc1, 0x1d, 0x6f, 0x3b, 0x4a, 0x9c, 0x5e, b'i', b'm', b'a', b'g', b'e', b's',
+]);
+/// Name of the image area's partition.
+const IMAGES_NAME: &str = "closer-images";
+
+/// Partitions start and end at multiples of this many bytes.
+pub const ALIGNMENT: u64 = 1 << 20;
+/// Longest name of a volume, in bytes: what an entry holds.
+pub const MAX_NAME: usize = 36;
+/// Zeroes in this many bytes at each end make a disk blank.
+const BLANK_BYTES: u64 = 1 << 20;
+
+/// Why something could not be done with a disk's volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GptError {
+    /// The disk failed.
+    Disk(BlockError),
+    /// The disk is blank: it can be given a table.
+    Blank,
+    /// There is no valid table, but something else: the reasons, of primary and backup.
+    NoTable(BadTable, BadTable),
+    /// The disk is not blank, and overwriting was not asked for.
+    NotBlank,
+    /// The disk is too small for a table.
+    TooSmall,
+    /// A volume's name is 1 to 36 of `A-Z a-z 0-9 . _ -`, and starts with none of `. -`.
+    BadName,
+    /// A volume must have a size.
+    BadSize,
+    /// There is a volume of this name.
+    Exists,
+    /// There is no volume of this name.
+    NoSuchVolume,
+    /// The volume is open so many times.
+    InUse(u32),
+    /// The largest free run has so many sectors.
+    NoSpace(u64),
+    /// All entries of the table are in use.
+    TableFull,
+}
+
+impl fmt::Display for GptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(error) => error.fmt(f),
+            Self::Blank => f.write_str("the disk is blank"),
+            Self::NoTable(primary, backup) => write!(
+                f,
+                "the disk has no valid partition table (primary: {primary}; backup: {backup})"
+            ),
+            Self::NotBlank => f.write_str("the disk is not blank"),
+            Self::TooSmall => f.write_str("the disk is too small"),
+            Self::BadName => f.write_str(
+                "a volume's name is 1 to 36 letters, digits, '.', '_' or '-', and starts with neither '.' nor '-'",
+            ),
+            Self::BadSize => f.write_str("a volume must have a size"),
+            Self::Exists => f.write_str("there is a volume of this name"),
+            Self::NoSuchVolume => f.write_str("there is no volume of this name"),
+            Self::InUse(count) => write!(f, "the volume is in use, {count} times"),
+            Self::NoSpace(sectors) => write!(
+                f,
+                "not enough space: the largest free part has {} MiB",
+                sectors / (ALIGNMENT / SECTOR)
+            ),
+            Self::TableFull => f.write_str("the partition table is full"),
+        }
+    }
+}
+
+impl core::error::Error for GptError {}
+
+impl From<BlockError> for GptError {
+    fn from(error: BlockError) -> Self {
+        Self::Disk(error)
+    }
+}
+
+/// How a table was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Both copies agreed.
+    Good,
+    /// The backup was invalid or different, and was written anew.
+    BackupRestored,
+    /// The primary was invalid, and was written anew from the backup.
+    PrimaryRestored,
+}
+
+/// Whether [`Gpt::create`] may destroy what is on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Only a blank disk gets a table.
+    No,
+    /// Whatever is there is lost.
+    Yes,
+}
+
+/// A volume, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub extent: Extent,
+    /// Its partition's own number.
+    pub unique: Guid,
+    /// Handles that are open.
+    pub in_use: u32,
+}
+
+/// An open volume. It can go to another vCPU; the volume cannot be removed while there
+/// is a handle.
+#[derive(Debug)]
+pub struct VolumeHandle {
+    name: String,
+    extent: Extent,
+    count: Arc<AtomicU32>,
+}
+
+impl VolumeHandle {
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is, for [`crate::Volume::new`] on a queue of the vCPU that uses it.
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+}
+
+impl Clone for VolumeHandle {
+    fn clone(&self) -> Self {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        Self {
+            name: self.name.clone(),
+            extent: self.extent,
+            count: self.count.clone(),
+        }
+    }
+}
+
+impl Drop for VolumeHandle {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A disk's table. One task owns it and changes it.
+#[derive(Debug)]
+pub struct Gpt<D> {
+    io: ByteIo<D>,
+    primary: Header,
+    backup: Header,
+    entries: Vec<Option<Entry>>,
+    /// Handles, by entry.
+    handles: Vec<Arc<AtomicU32>>,
+    /// The primary may be half written, by an update that the disk failed: the backup is
+    /// then the whole one, and must be written last.
+    primary_broken: bool,
+}
+
+/// A copy of the table as it was read.
+struct Found {
+    header: Header,
+    entries: Vec<Option<Entry>>,
+}
+
+impl<D: Disk> Gpt<D> {
+    /// Reads the table of a disk, and restores a copy that is broken.
+    pub async fn open(io: ByteIo<D>) -> Result<(Self, Health), GptError> {
+        let blocks = blocks_of(&io);
+        if blocks < 2 {
+            return Err(GptError::TooSmall);
+        }
+        let primary = read_copy(&io, 1).await?;
+        let backup_block = primary
+            .as_ref()
+            .map_or(blocks - 1, |found| found.header.alternate_block);
+        let backup = read_copy(&io, backup_block).await?;
+        let block_size = io.disk().geometry().block_size;
+        let pair = |header: &Header| header.other(block_size);
+        let (found, other, health) = match (primary, backup) {
+            (Ok(found), backup) => {
+                let other = pair(&found.header)
+                    .ok_or(GptError::NoTable(BadTable::Layout, BadTable::Layout))?;
+                let same = backup.is_ok_and(|backup| {
+                    backup.header.same_table(&other) && backup.entries == found.entries
+                });
+                (
+                    found,
+                    other,
+                    if same {
+                        Health::Good
+                    } else {
+                        Health::BackupRestored
+                    },
+                )
+            }
+            (Err(_), Ok(found)) => {
+                let other = pair(&found.header)
+                    .ok_or(GptError::NoTable(BadTable::Layout, BadTable::Layout))?;
+                (found, other, Health::PrimaryRestored)
+            }
+            (Err(primary), Err(backup)) => {
+                let blank = is_blank(&io).await?;
+                return Err(if blank {
+                    GptError::Blank
+                } else {
+                    GptError::NoTable(primary, backup)
+                });
+            }
+        };
+        let (primary, backup) = match health {
+            Health::PrimaryRestored => (other, found.header),
+            _ => (found.header, other),
+        };
+        let gpt = Self::with(io, primary, backup, found.entries);
+        match health {
+            Health::Good => {}
+            Health::BackupRestored => gpt.write_copy(gpt.backup).await?,
+            Health::PrimaryRestored => gpt.write_copy(gpt.primary).await?,
+        }
+        Ok((gpt, health))
+    }
+
+    /// Gives a disk an empty table. `disk` is its new number.
+    pub async fn create(io: ByteIo<D>, disk: Guid, overwrite: Overwrite) -> Result<Self, GptError> {
+        let blocks = blocks_of(&io);
+        let block_size = io.disk().geometry().block_size;
+        let primary = Header::new(blocks, block_size, disk).ok_or(GptError::TooSmall)?;
+        let backup = primary.other(block_size).ok_or(GptError::TooSmall)?;
+        if overwrite == Overwrite::No && !is_blank(&io).await? {
+            return Err(GptError::NotBlank);
+        }
+        let entries = vec![None; format::ENTRIES as usize];
+        let mut gpt = Self::with(io, primary, backup, entries);
+        gpt.io
+            .write(0, &format::protective_mbr(blocks, block_size))
+            .await?;
+        gpt.commit().await?;
+        Ok(gpt)
+    }
+
+    fn with(io: ByteIo<D>, primary: Header, backup: Header, entries: Vec<Option<Entry>>) -> Self {
+        let handles = entries.iter().map(|_| Arc::default()).collect();
+        Self {
+            io,
+            primary,
+            backup,
+            entries,
+            handles,
+            primary_broken: false,
+        }
+    }
+
+    /// The disk's number.
+    pub fn disk(&self) -> Guid {
+        self.primary.disk
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        let mut volumes: Vec<_> = (0..self.entries.len())
+            .filter_map(|n| self.info(n))
+            .collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        volumes
+    }
+
+    /// One volume.
+    pub fn volume(&self, name: &str) -> Option<VolumeInfo> {
+        self.info(self.find(name)?)
+    }
+
+    /// Free sectors: all together, and the largest run.
+    pub fn free(&self) -> (u64, u64) {
+        let gaps = self.gaps();
+        let sizes = gaps.iter().map(|gap| gap.sectors);
+        (sizes.clone().sum(), sizes.max().unwrap_or(0))
+    }
+
+    /// Opens a volume.
+    pub fn open_volume(&self, name: &str) -> Result<VolumeHandle, GptError> {
+        let index = self.find(name).ok_or(GptError::NoSuchVolume)?;
+        let info = self.info(index).ok_or(GptError::NoSuchVolume)?;
+        let count = self.handles[index].clone();
+        count.fetch_add(1, Ordering::AcqRel);
+        Ok(VolumeHandle {
+            name: info.name,
+            extent: info.extent,
+            count,
+        })
+    }
+
+    /// Makes a volume of at least so many sectors (rounded up to [`ALIGNMENT`]). The first
+    /// and last MiB of it are zeroed, so that nothing finds an old file system in it; the
+    /// rest holds what was there before, see [`ByteIo::zero`].
+    pub async fn create_volume(
+        &mut self,
+        name: &str,
+        sectors: u64,
+        unique: Guid,
+    ) -> Result<VolumeInfo, GptError> {
+        if !is_volume_name(name) {
+            return Err(GptError::BadName);
+        }
+        if self.find(name).is_some() {
+            return Err(GptError::Exists);
+        }
+        let index = self.place(VOLUME_TYPE, name, sectors, unique).await?;
+        self.info(index).ok_or(GptError::NoSuchVolume)
+    }
+
+    /// Removes a volume that is not open. Its data stays on the disk until something else
+    /// is written there.
+    pub async fn remove_volume(&mut self, name: &str) -> Result<(), GptError> {
+        let index = self.find(name).ok_or(GptError::NoSuchVolume)?;
+        let in_use = self.handles[index].load(Ordering::Acquire);
+        if in_use > 0 {
+            return Err(GptError::InUse(in_use));
+        }
+        let mut entries = self.entries.clone();
+        entries[index] = None;
+        self.change(entries).await
+    }
+
+    /// The image area: where it is, or where it was made, with at least so many sectors,
+    /// or as many as there are. `true`: it is new.
+    pub async fn image_area(
+        &mut self,
+        sectors: u64,
+        unique: Guid,
+    ) -> Result<(Extent, bool), GptError> {
+        let found = self
+            .entries
+            .iter()
+            .flatten()
+            .find(|e| e.kind == IMAGES_TYPE);
+        if let Some(entry) = found {
+            return Ok((self.extent(entry), false));
+        }
+        let (_, largest) = self.free();
+        let index = self
+            .place(IMAGES_TYPE, IMAGES_NAME, sectors.min(largest), unique)
+            .await?;
+        let entry = self.entries[index].as_ref();
+        Ok((
+            entry
+                .map(|e| self.extent(e))
+                .ok_or(GptError::NoSuchVolume)?,
+            true,
+        ))
+    }
+
+    /// Enters a partition into the table; its index.
+    async fn place(
+        &mut self,
+        kind: Guid,
+        name: &str,
+        sectors: u64,
+        unique: Guid,
+    ) -> Result<usize, GptError> {
+        if sectors == 0 {
+            return Err(GptError::BadSize);
+        }
+        let gaps = self.gaps();
+        let largest = gaps.iter().map(|gap| gap.sectors).max().unwrap_or(0);
+        let size = sectors
+            .checked_next_multiple_of(ALIGNMENT / SECTOR)
+            .ok_or(GptError::NoSpace(largest))?;
+        let gap = gaps.iter().find(|gap| gap.sectors >= size);
+        let first = gap.ok_or(GptError::NoSpace(largest))?.first;
+        let index = self.entries.iter().position(Option::is_none);
+        let index = index.ok_or(GptError::TableFull)?;
+        let edge = ALIGNMENT / SECTOR;
+        self.io.zero(first, edge).await?;
+        self.io.zero(first + size - edge, edge).await?;
+        let block = self.io.disk().geometry().block_sectors();
+        let (first, last) = (first / block, (first + size) / block - 1);
+        let mut entries = self.entries.clone();
+        entries[index] = Some(Entry::new(kind, unique, first, last, name));
+        self.change(entries).await?;
+        Ok(index)
+    }
+
+    /// Free runs of aligned sectors, in order.
+    fn gaps(&self) -> Vec<Extent> {
+        let block = self.io.disk().geometry().block_sectors();
+        let align = ALIGNMENT / SECTOR;
+        let mut used: Vec<_> = self
+            .entries
+            .iter()
+            .flatten()
+            .map(|e| (e.first, e.last))
+            .collect();
+        used.sort_unstable();
+        // The end of the usable blocks bounds the last gap.
+        used.push((self.primary.last_usable + 1, 0));
+        let mut at = self.primary.first_usable;
+        let mut gaps = Vec::new();
+        for (first, last) in used {
+            let start = (at * block).next_multiple_of(align);
+            let end = first * block / align * align;
+            if start < end {
+                gaps.push(Extent {
+                    first: start,
+                    sectors: end - start,
+                });
+            }
+            at = last + 1;
+        }
+        gaps
+    }
+
+    fn extent(&self, entry: &Entry) -> Extent {
+        let block = self.io.disk().geometry().block_sectors();
+        Extent {
+            first: entry.first * block,
+            sectors: (entry.last - entry.first + 1) * block,
+        }
+    }
+
+    fn info(&self, index: usize) -> Option<VolumeInfo> {
+        let entry = self.entries[index]
+            .as_ref()
+            .filter(|e| e.kind == VOLUME_TYPE)?;
+        // A name that we would not have given: it cannot be opened by it.
+        let name = entry.name().filter(|name| is_volume_name(name));
+        Some(VolumeInfo {
+            name: name.unwrap_or_else(|| entry.unique.to_string()),
+            extent: self.extent(entry),
+            unique: entry.unique,
+            in_use: self.handles[index].load(Ordering::Acquire),
+        })
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        (0..self.entries.len()).find(|n| self.info(*n).is_some_and(|info| info.name == name))
+    }
+
+    /// Puts other entries in the place of these.
+    async fn change(&mut self, entries: Vec<Option<Entry>>) -> Result<(), GptError> {
+        let old = core::mem::replace(&mut self.entries, entries);
+        let result = self.commit().await;
+        if result.is_err() {
+            // The disk may hold either; the next change writes all anew.
+            self.entries = old;
+        }
+        result
+    }
+
+    /// Writes both copies, first the one that is not needed while it is half written.
+    async fn commit(&mut self) -> Result<(), GptError> {
+        if self.primary_broken {
+            self.write_copy(self.primary).await?;
+            self.primary_broken = false;
+            self.write_copy(self.backup).await
+        } else {
+            self.write_copy(self.backup).await?;
+            self.primary_broken = true;
+            self.write_copy(self.primary).await?;
+            self.primary_broken = false;
+            Ok(())
+        }
+    }
+
+    async fn write_copy(&self, header: Header) -> Result<(), GptError> {
+        let geometry = self.io.disk().geometry();
+        let block = geometry.block_sectors();
+        let entries = format::encode_entries(&self.entries, geometry.block_size);
+        self.io
+            .write(header.entries_block * block, &entries)
+            .await?;
+        self.io.flush().await?;
+        let bytes = header.encode(&entries, geometry.block_size);
+        self.io.write(header.my_block * block, &bytes).await?;
+        self.io.flush().await?;
+        Ok(())
+    }
+}
+
+/// Whether a volume may have this name.
+pub fn is_volume_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+fn blocks_of<D: Disk>(io: &ByteIo<D>) -> u64 {
+    let geometry = io.disk().geometry();
+    geometry.sectors / geometry.block_sectors()
+}
+
+/// Reads and checks the copy whose header is in `block`.
+async fn read_copy<D: Disk>(
+    io: &ByteIo<D>,
+    block: u64,
+) -> Result<Result<Found, BadTable>, BlockError> {
+    let geometry = io.disk().geometry();
+    let sectors = geometry.block_sectors();
+    let mut bytes = vec![0; geometry.block_size as usize];
+    io.read(block * sectors, &mut bytes).await?;
+    let header = match Header::parse(&bytes, block, blocks_of(io)) {
+        Ok(header) => header,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    let blocks = header.entries_blocks(geometry.block_size);
+    // At most 512 entries of 128 bytes.
+    let len = usize::try_from(blocks * u64::from(geometry.block_size)).unwrap_or(0);
+    let mut bytes = vec![0; len];
+    io.read(header.entries_block * sectors, &mut bytes).await?;
+    Ok(header
+        .parse_entries(&bytes)
+        .map(|entries| Found { header, entries }))
+}
+
+async fn is_blank<D: Disk>(io: &ByteIo<D>) -> Result<bool, BlockError> {
+    let sectors = io.disk().geometry().sectors;
+    let edge = (BLANK_BYTES / SECTOR).min(sectors / 2);
+    let mut bytes = vec![0; 64 << 10];
+    let step = bytes.len() as u64 / SECTOR;
+    for start in [0, sectors - edge] {
+        let block = io.disk().geometry().block_sectors();
+        let (mut at, end) = (start / block * block, start + edge);
+        while at < end {
+            let now = step.min((end - at) / block * block);
+            if now == 0 {
+                break;
+            }
+            let part = &mut bytes[..usize::try_from(now * SECTOR).unwrap_or(0)];
+            io.read(at, part).await?;
+            if part.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            at += now;
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,326 @@
+//! Volumes: layout, refusals, and a power cut at every sector of every update.
+#![allow(clippy::cast_possible_truncation, reason = "small made-up numbers")]
+
+mod recorder;
+
+use backend_blk::gpt::{Gpt, GptError, Guid, Health, Overwrite};
+use backend_blk::{BlockError, Extent};
+use proptest::prelude::*;
+use recorder::{Recorder, run};
+
+const MIB: u64 = 2048;
+
+fn guid(n: u8) -> Guid {
+    Guid::from_random([n; 16])
+}
+
+fn create(disk: &Recorder) -> Gpt<Recorder> {
+    let io = disk.io();
+    run(async move { Gpt::create(io, guid(1), Overwrite::No).await }).unwrap()
+}
+
+fn open(disk: &Recorder) -> Result<(Gpt<Recorder>, Health), GptError> {
+    let io = disk.io();
+    run(async move { Gpt::open(io).await })
+}
+
+/// Runs an operation on a table and gives both back.
+fn with<T: 'static>(
+    mut gpt: Gpt<Recorder>,
+    f: impl AsyncFnOnce(&mut Gpt<Recorder>) -> T + 'static,
+) -> (Gpt<Recorder>, T) {
+    run(async move {
+        let result = f(&mut gpt).await;
+        (gpt, result)
+    })
+}
+
+fn add(
+    gpt: Gpt<Recorder>,
+    name: &'static str,
+    sectors: u64,
+    n: u8,
+) -> (Gpt<Recorder>, Result<Extent, GptError>) {
+    with(gpt, async move |gpt| {
+        Ok(gpt.create_volume(name, sectors, guid(n)).await?.extent)
+    })
+}
+
+fn names(gpt: &Gpt<Recorder>) -> Vec<String> {
+    gpt.volumes()
+        .into_iter()
+        .map(|volume| volume.name)
+        .collect()
+}
+
+#[test]
+fn volumes_are_aligned_apart_and_found_again() {
+    for block_size in [512, 4096] {
+        let disk = Recorder::new(64 * MIB, block_size);
+        assert_eq!(open(&disk).unwrap_err(), GptError::Blank);
+        let (gpt, a) = add(create(&disk), "a", 3 * MIB - 5, 2);
+        let (gpt, b) = add(gpt, "b.disk-1", 1, 3);
+        assert_eq!(
+            a.unwrap(),
+            Extent {
+                first: MIB,
+                sectors: 3 * MIB
+            }
+        );
+        assert_eq!(
+            b.unwrap(),
+            Extent {
+                first: 4 * MIB,
+                sectors: MIB
+            }
+        );
+        assert_eq!(gpt.free(), (58 * MIB, 58 * MIB));
+        let (again, health) = open(&disk).unwrap();
+        assert_eq!(health, Health::Good);
+        assert_eq!(again.volumes(), gpt.volumes());
+        assert_eq!(again.disk(), guid(1));
+    }
+}
+
+#[test]
+fn a_hole_is_used_again_and_a_full_disk_says_how_much_is_left() {
+    let disk = Recorder::new(16 * MIB, 512);
+    let (gpt, _) = add(create(&disk), "a", 4 * MIB, 2);
+    let (gpt, _) = add(gpt, "b", 4 * MIB, 3);
+    let (gpt, removed) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+    removed.unwrap();
+    let (gpt, refused) = add(gpt, "c", 7 * MIB, 4);
+    assert_eq!(refused, Err(GptError::NoSpace(6 * MIB)));
+    let (gpt, huge) = add(gpt, "c", u64::MAX, 4);
+    assert_eq!(huge, Err(GptError::NoSpace(6 * MIB)));
+    let (gpt, c) = add(gpt, "c", 4 * MIB, 4);
+    assert_eq!(c.unwrap().first, MIB);
+    assert_eq!(names(&gpt), ["b", "c"]);
+}
+
+#[test]
+fn names_are_checked_and_unique() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let mut gpt = create(&disk);
+    for bad in [
+        "",
+        ".",
+        "-x",
+        "a b",
+        "a/b",
+        "ü",
+        "0123456789012345678901234567890123456",
+    ] {
+        let (next, result) = add(gpt, bad, MIB, 2);
+        assert_eq!(result, Err(GptError::BadName), "{bad}");
+        gpt = next;
+    }
+    let (gpt, long) = add(gpt, "012345678901234567890123456789012345", MIB, 2);
+    long.unwrap();
+    let (gpt, twice) = add(gpt, "012345678901234567890123456789012345", MIB, 3);
+    assert_eq!(twice, Err(GptError::Exists));
+    let (_, nothing) = add(gpt, "n", 0, 3);
+    assert_eq!(nothing, Err(GptError::BadSize));
+    assert_eq!(open(&disk).unwrap().0.volumes().len(), 1);
+}
+
+#[test]
+fn an_open_volume_is_not_removed() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, extent) = add(create(&disk), "a", MIB, 2);
+    let handle = gpt.open_volume("a").unwrap();
+    let second = handle.clone();
+    assert_eq!(handle.extent(), extent.unwrap());
+    let (gpt, refused) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+    assert_eq!(refused, Err(GptError::InUse(2)));
+    drop((handle, second));
+    let (gpt, removed) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+    removed.unwrap();
+    assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::NoSuchVolume);
+    let (_, again) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+    assert_eq!(again, Err(GptError::NoSuchVolume));
+}
+
+#[test]
+fn only_a_blank_disk_is_taken_unasked() {
+    for dirty in [0, 1, 5, 2047, 64 * MIB - 2048, 64 * MIB - 1] {
+        let disk = Recorder::new(64 * MIB, 512);
+        disk.flip(dirty, 100);
+        assert!(
+            matches!(open(&disk), Err(GptError::NoTable(_, _))),
+            "{dirty}"
+        );
+        let io = disk.io();
+        let refused = run(async move { Gpt::create(io, guid(1), Overwrite::No).await });
+        assert_eq!(refused.unwrap_err(), GptError::NotBlank);
+        let io = disk.io();
+        run(async move { Gpt::create(io, guid(1), Overwrite::Yes).await }).unwrap();
+        assert_eq!(open(&disk).unwrap().1, Health::Good);
+    }
+    let tiny = Recorder::new(40, 512);
+    let io = tiny.io();
+    let refused = run(async move { Gpt::create(io, guid(1), Overwrite::Yes).await });
+    assert_eq!(refused.unwrap_err(), GptError::TooSmall);
+}
+
+#[test]
+fn the_table_gets_full() {
+    let disk = Recorder::new(200 * MIB, 4096);
+    let mut gpt = create(&disk);
+    for n in 0..128 {
+        let name: &'static str = format!("v{n}").leak();
+        let (next, result) = add(gpt, name, 1, n);
+        result.unwrap();
+        gpt = next;
+    }
+    assert_eq!(add(gpt, "more", 1, 200).1, Err(GptError::TableFull));
+}
+
+#[test]
+fn a_new_volume_does_not_begin_with_old_data() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let gpt = create(&disk);
+    for sector in [MIB, 2 * MIB - 1, 4 * MIB, 5 * MIB - 1] {
+        disk.flip(sector, 0);
+    }
+    disk.flip(3 * MIB, 0);
+    let (_, extent) = add(gpt, "a", 4 * MIB, 2);
+    assert_eq!(extent.unwrap().first, MIB);
+    for sector in [MIB, 2 * MIB - 1, 4 * MIB, 5 * MIB - 1] {
+        assert_eq!(disk.get(sector), vec![0; 512]);
+    }
+}
+
+#[test]
+fn the_image_area_is_made_once_and_is_no_volume() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, made) = with(create(&disk), async |gpt| {
+        gpt.image_area(8 * MIB, guid(9)).await
+    });
+    let (extent, new) = made.unwrap();
+    assert!(new && extent.sectors == 8 * MIB);
+    let (gpt, found) = with(gpt, async |gpt| gpt.image_area(20 * MIB, guid(8)).await);
+    assert_eq!(found, Ok((extent, false)));
+    assert!(gpt.volumes().is_empty());
+    let (_, removed) = with(gpt, async |gpt| gpt.remove_volume("closer-images").await);
+    assert_eq!(removed, Err(GptError::NoSuchVolume));
+}
+
+#[test]
+fn any_broken_sector_of_one_copy_is_restored_from_the_other() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, _) = add(create(&disk), "a", MIB, 2);
+    let (gpt, _) = add(gpt, "b", MIB, 3);
+    let last = 64 * MIB - 1;
+    let primary = (1..34).map(|sector| (sector, Health::PrimaryRestored));
+    let backup = (last - 32..=last).map(|sector| (sector, Health::BackupRestored));
+    for (sector, expected) in primary.chain(backup) {
+        // Beyond the header's 92 bytes nothing is summed.
+        for at in [0, 17, 60, 91] {
+            let broken = disk.fork();
+            broken.flip(sector, at);
+            let (found, health) = open(&broken).unwrap();
+            assert_eq!(health, expected, "sector {sector} byte {at}");
+            assert_eq!(found.volumes(), gpt.volumes());
+            assert_eq!(open(&broken).unwrap().1, Health::Good);
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_leaves_the_old_table_or_the_new_one() {
+    for block_size in [512, 4096] {
+        let disk = Recorder::new(16 * MIB, block_size);
+        let (gpt, _) = add(create(&disk), "old", MIB, 2);
+        let before = disk.fork();
+        disk.take_log();
+        let (gpt, _) = add(gpt, "new", MIB, 3);
+        let (mut old, mut new) = (0, 0);
+        before.each_cut(&disk.take_log(), |cut| {
+            let (found, _) = open(&cut).unwrap();
+            match names(&found).join(" ").as_str() {
+                "old" => old += 1,
+                "new old" => new += 1,
+                other => panic!("a table with {other:?}"),
+            }
+            // And from there on all is well.
+            assert_eq!(open(&cut).unwrap().1, Health::Good);
+            let (_, more) = add(found, "more", MIB, 4);
+            more.unwrap();
+        });
+        assert!(old > 1 && new > 1);
+
+        let before = disk.fork();
+        let (_, removed) = with(gpt, async |gpt| gpt.remove_volume("old").await);
+        removed.unwrap();
+        before.each_cut(&disk.take_log(), |cut| {
+            let found = names(&open(&cut).unwrap().0);
+            assert!(found == ["new"] || found == ["new", "old"], "{found:?}");
+        });
+    }
+}
+
+#[test]
+fn a_power_cut_while_a_table_is_made_leaves_a_disk_that_can_be_given_one() {
+    let disk = Recorder::new(16 * MIB, 512);
+    let before = disk.fork();
+    create(&disk);
+    before.each_cut(&disk.take_log(), |cut| match open(&cut) {
+        Ok((gpt, _)) => assert!(gpt.volumes().is_empty()),
+        Err(GptError::Blank | GptError::NoTable(_, _)) => {}
+        Err(other) => panic!("{other}"),
+    });
+}
+
+#[test]
+fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_works() {
+    for broken_after in 0..40 {
+        let disk = Recorder::new(16 * MIB, 512);
+        let (gpt, _) = add(create(&disk), "old", MIB, 2);
+        disk.writes_left.set(broken_after);
+        let (gpt, result) = add(gpt, "new", MIB, 3);
+        let failed = disk.writes_left.get() == 0 && result.is_err();
+        if failed {
+            assert_eq!(result, Err(GptError::Disk(BlockError::Media(0x280))));
+            assert_eq!(names(&gpt), ["old"]);
+        }
+        disk.writes_left.set(u64::MAX);
+        let found = names(&open(&disk.fork()).unwrap().0);
+        assert!(found == ["old"] || found == ["new", "old"], "{found:?}");
+        let before = disk.fork();
+        disk.take_log();
+        let (_, next) = add(gpt, "next", MIB, 5);
+        next.unwrap();
+        before.each_cut(&disk.take_log(), |cut| {
+            let found = names(&open(&cut).unwrap().0);
+            assert!(found.contains(&"old".to_string()), "{found:?}");
+        });
+        let found = names(&open(&disk).unwrap().0);
+        assert!(found.contains(&"next".to_string()));
+        if !failed {
+            break;
+        }
+        assert!(broken_after < 39, "never got through");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Damage anywhere, of any kind: a valid table or an error, and never a panic.
+    #[test]
+    fn damaged_tables_are_refused_or_restored(
+        damage in proptest::collection::vec((0u64..34, 0usize..512, any::<u8>(), any::<bool>()), 1..12)
+    ) {
+        let disk = Recorder::new(16 * MIB, 512);
+        let (gpt, _) = add(create(&disk), "a", MIB, 2);
+        for (sector, at, value, backup) in damage {
+            let sector = if backup { 16 * MIB - 1 - sector } else { sector };
+            let mut bytes = disk.get(sector);
+            bytes[at] = value;
+            disk.put(sector, bytes);
+        }
+        if let Ok((found, _)) = open(&disk) {
+            prop_assert_eq!(found.volumes(), gpt.volumes());
+        }
+    }
+}
