@@ -13,6 +13,7 @@ mod control;
 mod domains;
 mod events;
 mod firing;
+pub mod fuzz;
 mod lifecycle;
 mod local;
 mod node;
