@@ -9,7 +9,9 @@ use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
@@ -21,6 +23,10 @@ const READY: &str = "closer: ready";
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// Time for QEMU to end after it was told to.
 const QUIT_LIMIT: Duration = Duration::from_secs(20);
+/// Time for Xen to answer a debug key.
+const KEY_LIMIT: Duration = Duration::from_secs(30);
+/// Silence after which its answer is over.
+const KEY_QUIET: Duration = Duration::from_millis(700);
 /// The pVM's TCP port for the CLI.
 pub const RPC_PORT: u16 = 8006;
 
@@ -42,6 +48,9 @@ pub struct Bed {
     pub rpc_port: u16,
     /// Seconds from QEMU's start to the readiness line.
     pub ready_after: Duration,
+    started: Instant,
+    /// Lines of the console, with the time after the start at which they were seen.
+    seen: Vec<(String, Duration)>,
     pid: u32,
     child: Option<Child>,
     cli: PathBuf,
@@ -78,31 +87,78 @@ impl Bed {
             module: Some(configure(&paths, &files, rpc_port)?),
         };
         let command = qemu::command(options, &files, &boot, Some((rpc_port, RPC_PORT)))?;
+        let mut bed = Self::spawn(command, files, life, rpc_port, paths.cli())?;
+        let ready = bed.wait_for_line(READY, READY_LIMIT);
+        bed.or_kill(ready)?;
+        Ok(bed)
+    }
+
+    /// Starts a machine with another dom0, by its own command, and waits for the line
+    /// [`crate::baseline::READY`].
+    pub fn start_other(
+        setup: &Setup,
+        options: &BedOptions,
+        files: BedFiles,
+        command: Command,
+        life: Life,
+    ) -> Result<Self> {
+        make_disks(options, &files)?;
+        let mut bed = Self::spawn(command, files, life, 0, setup.paths().cli())?;
+        let ready = bed.wait_for_line(crate::baseline::READY, READY_LIMIT);
+        bed.or_kill(ready)?;
+        Ok(bed)
+    }
+
+    fn spawn(
+        command: Command,
+        files: BedFiles,
+        life: Life,
+        rpc_port: u16,
+        cli: PathBuf,
+    ) -> Result<Self> {
         let started = Instant::now();
         let (pid, child) = spawn(command, &files, life)?;
-        let mut bed = Self {
+        process::end_on_interrupt(pid);
+        let ready_after = Duration::ZERO;
+        Ok(Self {
             files,
             rpc_port,
-            ready_after: Duration::ZERO,
+            ready_after,
+            started,
+            seen: Vec::new(),
             pid,
             child,
-            cli: paths.cli(),
+            cli,
+        })
+    }
+
+    /// After the wait for a dom0: notes its time, or ends the machine.
+    fn or_kill(&mut self, ready: Result<()>) -> Result<()> {
+        self.ready_after = self.started.elapsed();
+        let Err(error) = ready else {
+            if self.child.is_none() {
+                process::outlives_interrupt(self.pid);
+            }
+            return Ok(());
         };
-        process::end_on_interrupt(pid);
-        let ready = bed.wait_for_line(READY, READY_LIMIT);
-        if let Err(error) = ready {
-            let last = process::tail(&bed.files.serial(), 25);
-            bed.kill()?;
-            return Err(error.context(format!(
-                "the pVM did not come up; the end of {}:\n{last}",
-                bed.files.serial().display()
-            )));
-        }
-        bed.ready_after = started.elapsed();
-        if life == Life::Own {
-            process::outlives_interrupt(pid);
-        }
-        Ok(bed)
+        let last = process::tail(&self.files.serial(), 25);
+        self.kill()?;
+        Err(error.context(format!(
+            "the machine did not come up; the end of {}:\n{last}",
+            self.files.serial().display()
+        )))
+    }
+
+    /// Time between the first lines with two texts, as far as they came while the machine
+    /// was waited for.
+    pub fn between(&self, from: &str, to: &str) -> Option<Duration> {
+        let time = |text: &str| {
+            self.seen
+                .iter()
+                .find(|(line, _)| line.contains(text))
+                .map(|(_, time)| *time)
+        };
+        time(to)?.checked_sub(time(from)?)
     }
 
     /// Whether QEMU still runs.
@@ -119,7 +175,12 @@ impl Bed {
         loop {
             // Looked at before the log, so that a last line is not missed.
             let runs = self.is_running();
-            if self.serial().lines().any(|line| line.contains(text)) {
+            let serial = self.serial();
+            let now = self.started.elapsed();
+            for line in serial.lines().skip(self.seen.len()) {
+                self.seen.push((line.to_owned(), now));
+            }
+            if serial.lines().any(|line| line.contains(text)) {
                 return Ok(());
             }
             if let Some(line) = self.serial().lines().find(|line| is_the_end(line)) {
@@ -134,7 +195,7 @@ impl Bed {
                     limit.as_secs()
                 );
             }
-            thread::sleep(POLL * 2);
+            thread::sleep(POLL);
         }
     }
 
@@ -158,6 +219,33 @@ impl Bed {
         fs::read(self.files.serial())
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
+    }
+
+    /// Asks Xen itself, by one of its debug keys (`h` lists them); gives what it printed.
+    pub fn ask_xen(&mut self, key: char) -> Result<String> {
+        let before = self.serial().len();
+        let mut socket = UnixStream::connect(self.files.serial_socket())
+            .context("cannot reach the serial console")?;
+        // Three times CTRL-a turns the input to Xen, and again back to the pVM.
+        write!(socket, "\u{1}\u{1}\u{1}{key}\u{1}\u{1}\u{1}").context("cannot type to Xen")?;
+        let deadline = Instant::now() + KEY_LIMIT;
+        let mut length = before;
+        loop {
+            thread::sleep(KEY_QUIET);
+            let text = self.serial();
+            let ended = text
+                .get(before..)
+                .is_some_and(|new| new.contains("input to Xen"))
+                && text.len() == length;
+            if ended {
+                return Ok(text.get(before..).unwrap_or_default().to_owned());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Xen does not answer the key {key}"
+            );
+            length = text.len();
+        }
     }
 
     /// The CLI, told which host.
@@ -236,7 +324,7 @@ fn quit(files: &BedFiles, pid: u32) -> Result<()> {
 
 /// Removes what only a running QEMU has.
 fn forget(files: &BedFiles) -> Result<()> {
-    for file in [files.pid(), files.qmp()] {
+    for file in [files.pid(), files.qmp(), files.serial_socket()] {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(anyhow!(error).context(format!("cannot remove {}", file.display())));

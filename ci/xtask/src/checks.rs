@@ -2,14 +2,18 @@
 
 use crate::build::{self, TARGET, cargo};
 use crate::paths::Paths;
-use crate::process::{output, run_logged};
+use crate::process::{self, output, run_logged};
 use crate::setup::{Setup, XenVersion, find};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+/// Time for all of test-xenstore.
+const XENSTORE_LIMIT: Duration = Duration::from_secs(300);
 const CARGO_LIMIT: Duration = Duration::from_secs(900);
 /// Files larger than this do not belong in the checkout.
 const MAX_FILE: u64 = 1 << 20;
@@ -103,14 +107,25 @@ fn opts_in(text: &str) -> bool {
 }
 
 /// All host tests of the workspace.
-pub fn host_tests(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<String> {
+pub fn host_tests(paths: &Paths, logs: &Path) -> Result<String> {
     let log = logs.join("host-tests.log");
     let mut command = cargo(paths);
     command.args(["test", "--locked", "--no-fail-fast"]);
-    // Tests that run Xen's own tools find them here.
-    command.env("CLOSER_XEN_UTILS", setup.xen_utils()?);
-    run_logged(&mut command, &log, CARGO_LIMIT)?;
+    let done = run_logged(&mut command, &log, CARGO_LIMIT);
     let text = fs::read_to_string(&log).context("cannot read the tests' log")?;
+    if let Err(error) = done {
+        let marks = [" ... FAILED", "panicked at", "error[", "error:", "    `-p "];
+        let told = text
+            .lines()
+            .filter(|line| marks.iter().any(|mark| line.contains(mark)));
+        let told: Vec<&str> = told.take(30).collect();
+        // cargo itself failed: the log's end is all there is.
+        return Err(if told.is_empty() {
+            error
+        } else {
+            anyhow!("{}: {}", log.display(), told.join("\n"))
+        });
+    }
     let passed: u64 = text
         .lines()
         .filter_map(|line| {
@@ -123,6 +138,57 @@ pub fn host_tests(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<Strin
         .sum();
     ensure!(passed > 0, "cargo test ran no test");
     Ok(format!("{passed} tests"))
+}
+
+/// Debian's own `test-xenstore` against our server, through a Unix socket.
+pub fn test_xenstore(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<String> {
+    let mut build = cargo(paths);
+    build.args(["build", "--locked", "--package", "toolstack-xenstore"]);
+    build.args(["--example", "xenstored-host"]);
+    run_logged(&mut build, &logs.join("xenstored-build.log"), CARGO_LIMIT)?;
+    // A socket's path is at most 107 bytes long, and the logs' folder may be deep.
+    let socket = std::env::temp_dir().join(format!("closer-xenstore-{}", std::process::id()));
+    let mut server = Command::new(paths.target.join("debug/examples/xenstored-host"))
+        .arg(&socket)
+        .stdout(Stdio::null())
+        .spawn()
+        .context("cannot start the xenstore server")?;
+    process::end_on_interrupt(server.id());
+    let tested = wait_for_socket(&socket).and_then(|()| {
+        let mut test = Command::new(setup.xen_utils()?.join("run"));
+        test.args(["test-xenstore", "-r", "5"])
+            .env("XENSTORED_PATH", &socket);
+        run_logged(&mut test, &logs.join("test-xenstore.log"), XENSTORE_LIMIT)
+    });
+    server
+        .kill()
+        .context("the xenstore server ended by itself")?;
+    server
+        .wait()
+        .context("the xenstore server is left behind")?;
+    process::outlives_interrupt(server.id());
+    if socket.exists() {
+        fs::remove_file(&socket).context("cannot remove the socket")?;
+    }
+    tested?;
+    let text = fs::read_to_string(logs.join("test-xenstore.log")).context("no log")?;
+    let failed = text
+        .lines()
+        .find(|line| line.to_lowercase().contains("fail"));
+    ensure!(failed.is_none(), "test-xenstore says {failed:?}");
+    Ok(String::new())
+}
+
+fn wait_for_socket(socket: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while UnixStream::connect(socket).is_err() {
+        ensure!(
+            Instant::now() < deadline,
+            "the xenstore server does not listen"
+        );
+        thread::sleep(process::POLL);
+    }
+    Ok(())
 }
 
 /// Our layouts and constants against the public headers of each supported Xen.

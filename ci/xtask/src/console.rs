@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +21,10 @@ const MAX_COMMAND: usize = 2600;
 const KNOCK: Duration = Duration::from_secs(4);
 /// How often a spoilt answer is asked for again.
 const MAX_REPEATS: u32 = 5;
+
+/// Number of the next answer. Of the whole process: what a console keeps of the past is
+/// shown again to whoever attaches, old answers included.
+static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// What a command in the guest gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +41,7 @@ pub struct Console {
     child: Child,
     input: ChildStdin,
     seen: Arc<Mutex<Vec<u8>>>,
-    next: u32,
+    number: u32,
 }
 
 impl Console {
@@ -64,7 +69,7 @@ impl Console {
             child,
             input,
             seen,
-            next: 1,
+            number: 0,
         })
     }
 
@@ -133,10 +138,7 @@ impl Console {
             match self.wait_for_answer(deadline) {
                 Ok(Some(answer)) => return Ok(answer),
                 Ok(None) => line = self.print_answer(),
-                Err(error) => {
-                    self.next += 1;
-                    return Err(error.context(format!("guest: {command}")));
-                }
+                Err(error) => return Err(error.context(format!("guest: {command}"))),
             }
         }
         bail!("the answer to {command} came back spoilt {MAX_REPEATS} times")
@@ -145,11 +147,11 @@ impl Console {
     /// The shell words that print the last answer between marks. The marks are split, so
     /// that the echo of the line is not taken for them.
     fn print_answer(&mut self) -> String {
-        self.next += 1;
+        self.number = NEXT.fetch_add(1, Ordering::Relaxed);
         format!(
             "printf '\\n%s%s %s %s %s %s\\n' '<<' {} $r $(wc -c </tmp/.o) \
              \"$(base64 /tmp/.o|tr -d '\\n')\" '>'\">\"\n",
-            self.next
+            self.number
         )
     }
 
@@ -163,7 +165,7 @@ impl Console {
 
     /// The answer with the current number; `None`: it is there, but spoilt.
     fn wait_for_answer(&mut self, deadline: Instant) -> Result<Option<Answer>> {
-        let start = format!("\n<<{} ", self.next);
+        let start = format!("\n<<{} ", self.number);
         loop {
             let attached = self.is_attached();
             let text = self.text();

@@ -2,10 +2,10 @@
 
 use crate::debian::{self, Suite};
 use crate::process::{as_root, is_root, output, run, run_logged};
-use crate::setup::{Setup, find, pack_initramfs};
+use crate::setup::{Setup, find, pack_initramfs, write_program};
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -164,7 +164,7 @@ impl Setup {
                     .arg(&root)
                     .arg(debian::source_line("trixie")?.trim_end());
                 run_logged(&mut command, &log, MMDEBSTRAP_LIMIT)?;
-                make_ext4(&root, &dir.join("disk.img"))?;
+                make_ext4(&root, &dir.join("disk.img"), ROOT_MIB)?;
                 crate::cache::remove(&root)
             })?;
         Ok(piece.join("disk.img"))
@@ -172,9 +172,9 @@ impl Setup {
 }
 
 /// An ext4 image with a folder's files.
-fn make_ext4(root: &Path, image: &Path) -> Result<()> {
+pub fn make_ext4(root: &Path, image: &Path, mib: u64) -> Result<()> {
     let file = fs::File::create(image).context("cannot create the disk image")?;
-    file.set_len(ROOT_MIB << 20)
+    file.set_len(mib << 20)
         .context("cannot size the disk image")?;
     // GRUB knows neither of the two features.
     let mut command = as_root("mke2fs")?;
@@ -192,7 +192,7 @@ fn make_ext4(root: &Path, image: &Path) -> Result<()> {
 }
 
 /// mmdebstrap as root, so that files belong to whom they should.
-fn mmdebstrap() -> Result<Command> {
+pub fn mmdebstrap() -> Result<Command> {
     let mut command = as_root("mmdebstrap")?;
     command.args(["--quiet", "--mode=root", "--architectures=amd64"]);
     // An unpacked tree is left in the cache, which only root's files would make awkward.
@@ -272,13 +272,8 @@ fn drop_dom0_modules(modules: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_program(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context("cannot set a mode")
-}
-
 /// A recipe's number that changes with the texts that go into the piece.
-fn recipe(texts: &[&str]) -> u32 {
+pub fn recipe(texts: &[&str]) -> u32 {
     // FNV-1a: any change must show, nobody attacks it.
     texts.concat().bytes().fold(0x811c_9dc5, |hash: u32, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

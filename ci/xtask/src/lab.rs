@@ -264,9 +264,9 @@ impl<'a> Lab<'a> {
     /// Bytes that Xen has free.
     pub fn free_memory(&mut self) -> Result<u64> {
         let info = self.json(&["info"])?;
-        info["free_memory"]
+        info["free_bytes"]
             .as_u64()
-            .with_context(|| format!("info has no free_memory: {info}"))
+            .with_context(|| format!("info has no free_bytes: {info}"))
     }
 }
 

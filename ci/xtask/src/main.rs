@@ -1,7 +1,9 @@
 //! `cargo xtask`: builds, checks, boots and measures Closer. `cargo xtask help` lists the
 //! commands; each installs and fetches what it needs first.
 
+mod baseline;
 mod bed;
+mod bench;
 mod build;
 mod cache;
 mod checks;
@@ -63,6 +65,12 @@ enum Command {
     Status,
     /// From nothing to a Debian guest on Closer, step by step
     Demo,
+    /// Measure Closer and a Linux dom0 beside it
+    Bench {
+        /// Only the Linux dom0
+        #[arg(long)]
+        baseline_only: bool,
+    },
     /// Run every check and test, or those that are named
     Test {
         /// A stage, a group, or GROUP/TEST (may be given again)
@@ -113,6 +121,7 @@ fn run(command: Command) -> Result<()> {
         } => up::up(&paths, &options, fresh, !no_build),
         Command::Down => up::down(&paths),
         Command::Status => up::status(&paths),
+        Command::Bench { baseline_only } => bench::run(&paths, baseline_only),
         Command::Demo => demo::run(&paths),
         Command::Test { list: true, .. } => {
             test::list();

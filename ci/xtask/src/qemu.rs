@@ -169,6 +169,10 @@ impl BedFiles {
     pub fn serial(&self) -> PathBuf {
         self.dir.join("xen.log")
     }
+    /// Where one can type to Xen's console.
+    pub fn serial_socket(&self) -> PathBuf {
+        self.dir.join("serial")
+    }
     /// QEMU's control socket.
     pub fn qmp(&self) -> PathBuf {
         self.dir.join("qmp")
@@ -269,8 +273,13 @@ pub fn command(
             "reboot=shutdown"
         },
     ]);
-    qemu.arg("-serial")
-        .arg(format!("file:{}", path(&files.serial())?));
+    // Everything goes to the log; whoever connects to the socket may type to Xen.
+    qemu.arg("-chardev").arg(format!(
+        "socket,id=serial,path={},server=on,wait=off,logfile={},logappend=off",
+        path(&files.serial_socket())?,
+        path(&files.serial())?
+    ));
+    qemu.args(["-serial", "chardev:serial"]);
     qemu.arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", path(&files.qmp())?));
     if options.iommu == Switch::On {

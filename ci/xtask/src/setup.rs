@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,6 +30,15 @@ const PROGRAMS: &[&str] = &[
 
 /// Those that are taken in QEMU's version.
 const QEMU: &[&str] = &["qemu-system-x86", "qemu-utils", "seabios"];
+
+/// Starts one of the unpacked tools with its own loader and libraries.
+const RUN_XEN_UTIL: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+program=$1
+shift
+exec "$here/usr/lib64/ld-linux-x86-64.so.2" --library-path "$here/usr/lib/x86_64-linux-gnu" \
+  "$here/usr/lib/xen-4.20/bin/$program" "$@"
+"#;
 
 /// A version of Xen that the suite boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -201,18 +211,25 @@ impl Setup {
         })
     }
 
-    /// Xen's own tools and their libraries, unpacked: `test-xenstore`, `verify-stream-v2`.
+    /// Xen's own tools (`test-xenstore`, `verify-stream-v2`) with their libraries and the
+    /// C library they were built for; a folder whose `run PROGRAM` starts one.
     pub fn xen_utils(&mut self) -> Result<PathBuf> {
-        self.piece("xen-utils-4.20", 1, Suite::Trixie, |apt, dir| {
+        self.piece("xen-utils-4.20", 2, Suite::Trixie, |apt, dir| {
             let depends = apt.field("xen-utils-4.20", "Depends")?;
             let libraries = depends
                 .split([',', '|'])
                 .filter_map(|word| word.split_whitespace().next())
                 .filter(|name| name.starts_with("libxen"));
-            for package in libraries.chain(["xen-utils-4.20", "xenstore-utils"]) {
+            let others = [
+                "libxentoolcore1",
+                "libc6",
+                "xen-utils-4.20",
+                "xenstore-utils",
+            ];
+            for package in libraries.chain(others) {
                 apt.unpack(package, dir)?;
             }
-            Ok(())
+            write_program(&dir.join("run"), RUN_XEN_UTIL)
         })
     }
 
@@ -425,6 +442,12 @@ pub fn find(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>
     }
     found.sort();
     Ok(found)
+}
+
+/// Writes a file that can be run.
+pub fn write_program(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context("cannot set a mode")
 }
 
 /// Packs a folder as a gzipped initramfs.

@@ -17,6 +17,7 @@ const STAGES: &[&str] = &[
     "licences",
     "clippy",
     "host-tests",
+    "test-xenstore",
     "abi-check",
     "build",
 ];
@@ -59,7 +60,8 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
             "files" => passed(checks::file_rules(paths)?),
             "licences" => passed(licences::check(paths)?),
             "clippy" => passed(checks::clippy(paths, &logs)?),
-            "host-tests" => passed(checks::host_tests(paths, &logs, &mut setup)?),
+            "host-tests" => passed(checks::host_tests(paths, &logs)?),
+            "test-xenstore" => passed(checks::test_xenstore(paths, &logs, &mut setup)?),
             "abi-check" => passed(checks::abi(paths, &logs, &mut setup)?),
             _ => passed(build::build_logged(paths, &logs)?),
         });

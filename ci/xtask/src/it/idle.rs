@@ -55,8 +55,10 @@ fn idle(lab: &mut Lab) -> Result<Outcome> {
 /// Seconds that each of Closer's vCPUs has run, as Xen counts it.
 fn vcpu_times(lab: &mut Lab) -> Result<Vec<f64>> {
     let info = lab.json(&["info"])?;
-    let times = info.pointer("/own/vcpu_ns").and_then(Value::as_array);
-    let times = times.with_context(|| format!("info has no own.vcpu_ns: {info}"))?;
+    let times = info
+        .pointer("/closer_cpu/vcpu_ns")
+        .and_then(Value::as_array);
+    let times = times.with_context(|| format!("info has no closer_cpu.vcpu_ns: {info}"))?;
     Ok(times
         .iter()
         .filter_map(Value::as_f64)

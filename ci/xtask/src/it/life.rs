@@ -178,7 +178,7 @@ fn memory_back(lab: &mut Lab) -> Result<Outcome> {
 /// ACPI S5: QEMU ends by itself. The next test boots the host again.
 fn host_poweroff(lab: &mut Lab) -> Result<Outcome> {
     lab.boot(&GuestSpec::new("a"))?;
-    lab.closer(&["host-poweroff"])?;
+    lab.closer(&["host", "poweroff"])?;
     lab.bed()?.wait_for_end(Duration::from_secs(90))?;
     passed()
 }
