@@ -350,6 +350,20 @@ fn every_truncation_of_an_archive_halts() {
     }
 }
 
+#[test]
+fn the_examples_are_good() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xen-config/host");
+    let read = |name| std::fs::read(folder.join(name)).unwrap();
+    let bytes = files(&[
+        ("closer.conf", &read("closer.conf")),
+        ("admins", &read("admins")),
+        ("host.key", &[b'7'; 64]),
+    ]);
+    let (config, complaints) = parse(b"", Some(&bytes));
+    assert_eq!(lines(&complaints), Vec::<String>::new());
+    assert_eq!(config.administrators[0].name, "alice@example");
+}
+
 /// The real program reads what we write, and we read what it writes.
 #[test]
 fn cpio_the_program_agrees() {

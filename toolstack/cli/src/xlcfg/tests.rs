@@ -479,6 +479,19 @@ fn a_guest_gets_an_identity_where_it_has_none() {
     assert_eq!(error.to_string(), "g: cpus: the host's nodes are not known");
 }
 
+#[test]
+fn every_example_is_good_without_a_warning() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xen-config/guests");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let (_, warnings) = load(&path, &[], true).unwrap();
+        assert_eq!(warnings, [], "{}", path.display());
+        count += 1;
+    }
+    assert!(count > 0);
+}
+
 mod properties {
     use super::*;
     use proptest::prelude::*;
