@@ -10,6 +10,7 @@
 //! - [`nodes`]: what front and back say to each other in xenstore
 //! - [`vif`]: the task of one guest device ([`vif::serve`])
 //! - [`switch`]: who gets a frame; [`port`]: how it gets there
+//! - [`direct`]: long frames between guests, which never lie in memory of ours
 //! - [`uplink`]: the task of one NIC queue ([`uplink::serve`])
 //! - [`local`]: the port of our own stack
 #![no_std]
@@ -20,6 +21,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod counters;
+pub mod direct;
 pub mod fuzz;
 pub mod headers;
 pub mod local;

@@ -1,5 +1,7 @@
 //! The bounded queue in front of every receiver of frames.
 
+use crate::direct::Direct;
+use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::task::{Context, Poll};
@@ -37,24 +39,52 @@ impl Limits {
     };
 }
 
+/// A frame on its way.
+#[derive(Debug)]
+pub enum Packet {
+    /// In memory of ours.
+    Owned(Frame),
+    /// Still in its sender's memory, but for its headers. Only in inboxes that
+    /// [`Inbox::takes_direct`].
+    Direct(Box<Direct>),
+}
+
+impl Packet {
+    /// Pages of packet memory it holds.
+    fn pages(&self) -> usize {
+        match self {
+            Self::Owned(frame) => frame.parts().len(),
+            Self::Direct(direct) => direct.head().parts().len(),
+        }
+    }
+}
+
 /// Why an inbox did not take a frame, which comes back.
 #[derive(Debug)]
 pub enum Refused {
     /// It holds as much as it may.
-    Full(Frame),
+    Full(Packet),
     /// Its reader is gone, or does not read.
-    Closed(Frame),
+    Closed(Packet),
 }
+
+/// Frames in an inbox above which none is left in its sender's memory: the reader is
+/// behind, and a sender's ring is no place to wait.
+const DIRECT_BACKLOG: usize = 32;
 
 /// Frames on their way to one reader, from writers on any vCPU.
 pub struct Inbox {
-    queue: ArrayQueue<Frame>,
+    queue: ArrayQueue<Packet>,
     pages: AtomicUsize,
     limits: Limits,
     reader: AtomicWaker,
     writers: WakerQueue,
     closed: AtomicBool,
     refused: AtomicU64,
+    /// The reader can copy from its senders' memory, and is not behind.
+    direct: AtomicBool,
+    /// Frames of that kind waiting.
+    directs: AtomicUsize,
 }
 
 impl fmt::Debug for Inbox {
@@ -78,41 +108,83 @@ impl Inbox {
             writers: WakerQueue::new(WAITERS),
             closed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
+            direct: AtomicBool::new(false),
+            directs: AtomicUsize::new(0),
         }
     }
 
     /// Hands a frame over, and wakes the reader.
     pub fn push(&self, frame: Frame) -> Result<(), Refused> {
+        self.push_packet(Packet::Owned(frame))
+    }
+
+    /// As [`Self::push`], for either kind.
+    pub fn push_packet(&self, packet: Packet) -> Result<(), Refused> {
         if self.closed.load(Ordering::Acquire) {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Refused::Closed(frame));
+            return Err(Refused::Closed(packet));
         }
-        let pages = frame.parts().len();
+        let pages = packet.pages();
+        let direct = usize::from(matches!(packet, Packet::Direct(_)));
         let before = self.pages.fetch_add(pages, Ordering::AcqRel);
+        self.directs.fetch_add(direct, Ordering::AcqRel);
         let pushed = if before + pages > self.limits.pages {
-            Err(frame)
+            Err(packet)
         } else {
-            self.queue.push(frame)
+            self.queue.push(packet)
         };
         match pushed {
             Ok(()) => {
                 self.reader.wake();
                 Ok(())
             }
-            Err(frame) => {
+            Err(packet) => {
                 self.pages.fetch_sub(pages, Ordering::AcqRel);
+                self.directs.fetch_sub(direct, Ordering::AcqRel);
                 self.refused.fetch_add(1, Ordering::Relaxed);
-                Err(Refused::Full(frame))
+                Err(Refused::Full(packet))
             }
         }
     }
 
     /// Takes the oldest frame.
-    pub fn pop(&self) -> Option<Frame> {
-        let frame = self.queue.pop()?;
-        self.pages.fetch_sub(frame.parts().len(), Ordering::AcqRel);
+    pub fn pop_packet(&self) -> Option<Packet> {
+        let packet = self.queue.pop()?;
+        self.pages.fetch_sub(packet.pages(), Ordering::AcqRel);
+        if matches!(packet, Packet::Direct(_)) {
+            self.directs.fetch_sub(1, Ordering::AcqRel);
+        }
         self.writers.wake_one();
-        Some(frame)
+        Some(packet)
+    }
+
+    /// Takes the oldest frame, for a reader that never says that it takes direct ones.
+    pub fn pop(&self) -> Option<Frame> {
+        loop {
+            match self.pop_packet()? {
+                Packet::Owned(frame) => return Some(frame),
+                // Not reached; dropping it answers its sender.
+                Packet::Direct(_) => {}
+            }
+        }
+    }
+
+    /// Whether a frame may be handed over in its sender's memory. A hint: the reader
+    /// deals with one that comes when it no longer wants any.
+    pub fn takes_direct(&self) -> bool {
+        self.direct.load(Ordering::Acquire)
+            && !self.closed.load(Ordering::Acquire)
+            && self.queue.len() < DIRECT_BACKLOG
+    }
+
+    /// Says whether the reader wants frames in their senders' memory.
+    pub fn set_takes_direct(&self, direct: bool) {
+        self.direct.store(direct, Ordering::Release);
+    }
+
+    /// Frames waiting in their senders' memory.
+    pub fn directs(&self) -> usize {
+        self.directs.load(Ordering::Acquire)
     }
 
     /// Ready when there is a frame; registers the reader's waker otherwise.
@@ -174,7 +246,7 @@ impl Inbox {
     pub fn purge(&self) -> usize {
         let mut count = 0;
         // Writers may add while we drop: stop at what can have been there.
-        while count < self.limits.frames && self.pop().is_some() {
+        while count < self.limits.frames && self.pop_packet().is_some() {
             count += 1;
         }
         count

@@ -7,7 +7,7 @@
 //! at their next batch.
 
 use crate::headers;
-use crate::port::{Inbox, Limits, Refused};
+use crate::port::{Inbox, Limits, Packet, Refused};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hal::VcpuId;
 use hal::net::{Frame, MacAddr, PacketPool};
 use spin::Mutex;
+use xen_abi::DomId;
 
 /// Why a port could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +130,7 @@ impl Switch {
             shared: self.0.clone(),
             mac,
             inbox,
+            guest: None,
         })
     }
 
@@ -179,9 +181,23 @@ pub struct Port {
     shared: Arc<Shared>,
     mac: MacAddr,
     inbox: Arc<Inbox>,
+    guest: Option<DomId>,
 }
 
 impl Port {
+    /// Says whose device this is: its long frames for other guests can then be copied
+    /// from its pages straight into theirs.
+    #[must_use]
+    pub fn of_guest(mut self, guest: DomId) -> Self {
+        self.guest = Some(guest);
+        self
+    }
+
+    /// The guest, if [`Self::of_guest`] said it.
+    pub fn guest(&self) -> Option<DomId> {
+        self.guest
+    }
+
     /// Its address.
     pub fn mac(&self) -> MacAddr {
         self.mac
@@ -264,7 +280,7 @@ pub enum Verdict {
 }
 
 /// One vCPU's look-up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct View {
     shared: Arc<Shared>,
     vcpu: VcpuId,
@@ -324,11 +340,22 @@ impl View {
         }
     }
 
+    /// The inbox of the one station that a frame starting with `head` is for, if its
+    /// reader takes frames in their sender's memory. `None`: [`Self::forward`] decides.
+    pub fn direct_target(&self, own: MacAddr, head: &[u8]) -> Option<Arc<Inbox>> {
+        let (to, from) = headers::addresses(head)?;
+        if from != own || to == own || to.is_multicast() {
+            return None;
+        }
+        let station = self.table.station(to)?;
+        station.inbox.takes_direct().then(|| station.inbox.clone())
+    }
+
     fn to_uplink(uplink: &Uplink, frame: Frame) -> Verdict {
         match uplink.inbox.push(frame) {
             Ok(()) => Verdict::Forwarded(1),
-            Err(Refused::Full(frame)) => Verdict::Busy(frame, uplink.inbox.clone()),
-            Err(Refused::Closed(_)) => Verdict::Dropped,
+            Err(Refused::Full(Packet::Owned(frame))) => Verdict::Busy(frame, uplink.inbox.clone()),
+            Err(_) => Verdict::Dropped,
         }
     }
 

@@ -8,8 +8,9 @@ pub use request::{Content, Fatal, Gso, Piece, Reject, Request};
 
 use crate::counters::{Counters, add};
 use crate::nodes::{FrontendFeatures, QueueNodes};
+use crate::port::Inbox;
 use crate::stop::Stop;
-use crate::switch::Port;
+use crate::switch::{Port, View};
 use alloc::sync::Arc;
 use core::fmt;
 use core::future::poll_fn;
@@ -116,48 +117,103 @@ pub async fn serve<G: Grants, E: Events, T: Timer>(
         counters,
     } = vif;
     let map = |gref| grants.map_ring(&[gref]).map_err(VifError::Map);
-    let mut tx = Tx::attach(map(queue.tx_ring)?, port.mac())?;
-    let mut rx = Rx::attach(map(queue.rx_ring)?, features)?;
-    let mut view = port.view(vcpu);
+    let mut tx = Tx::attach(map(queue.tx_ring)?, port.mac(), port.guest())?;
+    let rx = Rx::attach(map(queue.rx_ring)?, features)?;
+    let task = Task {
+        grants,
+        events,
+        view: port.view(vcpu),
+        pool,
+        timer,
+        counters,
+    };
     let inbox = port.inbox();
-    loop {
-        add(&counters.polls, 1);
-        view.refresh();
-        let mut busy = tx.step(&grants, &view, &pool, &counters, || events.notify_tx())?;
-        busy |= rx.step(&grants, inbox, &pool, &counters, || events.notify_rx())?;
-        if busy {
-            // Others on this vCPU have their turn.
-            yield_now().await;
-        }
-        let stopped = poll_fn(|cx| {
-            if stop.poll(cx) {
-                return Poll::Ready(Ok(true));
+    inbox.set_takes_direct(rx.can_take_direct());
+    let ended = task.run(&mut tx, rx, inbox, &stop).await;
+    // From here on nothing reaches this guest, and nobody waits for it.
+    inbox.set_open(false);
+    drain(&mut tx, inbox, &task.counters, || task.events.notify_tx()).await;
+    Ok(ended?)
+}
+
+/// What both directions use.
+struct Task<G, E, T> {
+    grants: G,
+    events: VifEvents<E>,
+    view: View,
+    pool: PacketPool,
+    timer: T,
+    counters: Arc<Counters>,
+}
+
+impl<G: Grants, E: Events, T: Timer> Task<G, E, T> {
+    /// Moves frames until stopped, or until the frontend breaks the protocol.
+    async fn run(&self, tx: &mut Tx, mut rx: Rx, inbox: &Inbox, stop: &Stop) -> Result<(), Fatal> {
+        let Self {
+            grants,
+            events,
+            pool,
+            timer,
+            counters,
+            ..
+        } = self;
+        let mut view = self.view.clone();
+        loop {
+            add(&counters.polls, 1);
+            view.refresh();
+            let mut busy = tx.step(grants, &view, pool, counters, || events.notify_tx())?;
+            busy |= rx.step(grants, inbox, pool, counters, || events.notify_rx())?;
+            if busy {
+                // Others on this vCPU have their turn.
+                yield_now().await;
             }
-            // The event is taken before the rings are looked at, so that what comes
-            // afterwards is a new one.
-            events.poll(cx);
-            let tx_ready = match tx.poll(&pool, cx) {
-                Ok(ready) => ready,
-                Err(fatal) => return Poll::Ready(Err(fatal)),
-            };
-            let rx_ready = match rx.poll(inbox, &pool, &timer, &counters, cx) {
-                Ok(ready) => ready,
-                Err(fatal) => return Poll::Ready(Err(fatal)),
-            };
-            if tx_ready || rx_ready {
-                return Poll::Ready(Ok(false));
+            let stopped = poll_fn(|cx| {
+                if stop.poll(cx) {
+                    return Poll::Ready(Ok(true));
+                }
+                // The event is taken before the rings are looked at, so that what comes
+                // afterwards is a new one.
+                events.poll(cx);
+                let ready = tx
+                    .poll(pool, cx)
+                    .and_then(|tx| Ok(tx | rx.poll(inbox, pool, timer, counters, cx)?));
+                match ready {
+                    Ok(true) => return Poll::Ready(Ok(false)),
+                    Ok(false) => {}
+                    Err(fatal) => return Poll::Ready(Err(fatal)),
+                }
+                // The first look took an event without leaving a waker behind; this one
+                // leaves it, or finds the next event.
+                if events.poll(cx) {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            })
+            .await?;
+            if stopped {
+                return Ok(());
             }
-            // A pending event that came between the two looks is seen here.
-            if events.poll(cx) {
-                cx.waker().wake_by_ref();
-            }
-            Poll::Pending
-        })
-        .await?;
-        if stopped {
-            return Ok(());
         }
     }
+}
+
+/// Waits until no other guest's task reads this guest's pages any more: at most until
+/// that one gives up on its guest.
+async fn drain(tx: &mut Tx, inbox: &Inbox, counters: &Counters, notify: impl Fn()) {
+    tx.stop();
+    poll_fn(|cx| {
+        // Two guests that end at the same time hold pages of each other: a frame that
+        // slipped into the closed inbox must not wait for its sender.
+        while inbox.poll_readable(cx).is_ready() {
+            inbox.purge();
+        }
+        if tx.poll_drained(counters, &notify, cx) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 /// Lets the other tasks of the vCPU run once.

@@ -3,17 +3,20 @@
 use super::request::Fatal;
 use super::tx::copy_with_retry;
 use crate::counters::{Counters, add};
+use crate::direct::{Source, frame_sources};
 use crate::nodes::FrontendFeatures;
 use crate::offload::{Next, Segments, fill_checksum};
-use crate::port::Inbox;
+use crate::port::{Inbox, Packet};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::num::NonZeroU16;
 use core::task::Context;
 use hal::Timer;
 use hal::net::{Checksum, Frame, IpVersion, PacketPool};
 use xen_abi::io::netif::{
     ExtraInfo, RxRequest, RxResponse, RxSlot, extra_type, gso_type, rsp, rxf,
 };
-use xen_abi::{GrantRef, PAGE_SHIFT, PAGE_SIZE};
+use xen_abi::{GrantRef, PAGE_SIZE};
 use xen_ring::peer::{CopyEnd, CopyOp, GrantStatus, Grants};
 use xen_ring::{BackRing, Kick, SharedPages};
 
@@ -33,21 +36,55 @@ struct Slot {
 
 /// A frame about to be copied; it holds its memory until then.
 struct Placed {
-    frame: Frame,
+    packet: Packet,
     slots: Vec<Slot>,
     gso: Option<ExtraInfo>,
+}
+
+impl Packet {
+    fn len(&self) -> usize {
+        match self {
+            Self::Owned(frame) => frame.len(),
+            Self::Direct(direct) => direct.len(),
+        }
+    }
+
+    fn checksum(&self) -> Checksum {
+        match self {
+            Self::Owned(frame) => frame.checksum,
+            Self::Direct(direct) => direct.checksum(),
+        }
+    }
+
+    fn mss(&self) -> Option<NonZeroU16> {
+        match self {
+            Self::Owned(frame) => frame.mss,
+            Self::Direct(direct) => direct.mss(),
+        }
+    }
+
+    fn walk(&self, at: usize, len: usize, visit: impl FnMut(Source)) {
+        match self {
+            Self::Owned(frame) => frame_sources(frame, at, len, visit),
+            Self::Direct(direct) => direct.walk(at, len, visit),
+        }
+    }
 }
 
 pub(super) struct Rx {
     ring: BackRing<RxRequest, RxSlot>,
     features: FrontendFeatures,
     /// The next frame, waiting for slots.
-    next: Option<Frame>,
+    next: Option<Packet>,
+    /// Frames taken out of the inbox early, to answer their senders.
+    brought_home: VecDeque<Frame>,
     /// A frame being cut for a guest that takes no long ones.
     cutting: Option<Segments>,
     short_of_memory: bool,
     /// Since when the next frame has waited for the guest's buffers, and until when it does.
     starved_until: Option<u64>,
+    /// It had no buffers for the last frame: its senders keep theirs.
+    behind: bool,
     /// The guest did not post buffers in time: its inbox is closed until it does.
     stalled: bool,
     ops: Vec<CopyOp>,
@@ -59,9 +96,11 @@ impl Rx {
             ring: BackRing::attach(pages)?,
             features,
             next: None,
+            brought_home: VecDeque::new(),
             cutting: None,
             short_of_memory: false,
             starved_until: None,
+            behind: false,
             stalled: false,
             ops: Vec::new(),
         })
@@ -82,15 +121,25 @@ impl Rx {
             if !self.fetch(inbox, pool, counters) {
                 break;
             }
-            let Some(frame) = self.next.take() else { break };
-            let slots = self.slots_for(&frame);
+            let Some(packet) = self.next.take() else {
+                break;
+            };
+            let slots = slots_for(&packet);
             if self.ring.unconsumed()? < slots {
-                self.next = Some(frame);
+                self.next = Some(packet);
+                self.behind = true;
+                inbox.set_takes_direct(false);
                 break;
             }
             self.starved_until = None;
-            batch.push(self.place(frame)?);
+            if core::mem::take(&mut self.behind) {
+                inbox.set_takes_direct(self.can_take_direct());
+            }
+            batch.push(self.place(packet)?);
             budget = budget.saturating_sub(slots as usize);
+        }
+        if self.next.is_some() {
+            self.bring_home(grants, inbox, pool, counters);
         }
         if batch.is_empty() {
             return Ok(false);
@@ -99,7 +148,7 @@ impl Rx {
         add(&counters.copy_ops, self.ops.len());
         add(&counters.copy_calls, 1);
         for placed in batch {
-            self.answer(&placed, counters);
+            self.answer(placed, counters);
         }
         self.ops.clear();
         if self.ring.publish() == Kick::Needed {
@@ -107,6 +156,47 @@ impl Rx {
             notify();
         }
         Ok(true)
+    }
+
+    /// Whether frames can be copied to this guest as they are in their senders' pages.
+    pub(super) fn can_take_direct(&self) -> bool {
+        let FrontendFeatures {
+            sg,
+            gso_v4,
+            gso_v6,
+            checksum_v4,
+            checksum_v6,
+            ..
+        } = self.features;
+        sg && gso_v4 && gso_v6 && checksum_v4 && checksum_v6
+    }
+
+    /// The guest has no buffers now: copies the frames that wait in their senders' pages
+    /// into memory of ours, so that the senders wait for nobody.
+    fn bring_home(
+        &mut self,
+        grants: &impl Grants,
+        inbox: &Inbox,
+        pool: &PacketPool,
+        counters: &Counters,
+    ) {
+        let mut home = |packet| match packet {
+            Packet::Owned(frame) => Some(frame),
+            Packet::Direct(direct) => {
+                add(&counters.copy_calls, 1);
+                let frame = direct.copy_home(grants, pool);
+                if frame.is_none() {
+                    add(&counters.rx_dropped, 1);
+                }
+                frame
+            }
+        };
+        self.next = self.next.take().and_then(&mut home).map(Packet::Owned);
+        while inbox.directs() > 0
+            && let Some(packet) = inbox.pop_packet()
+        {
+            self.brought_home.extend(home(packet));
+        }
     }
 
     /// Sees to it that `next` holds a frame fit for this guest; `false`: there is none now.
@@ -125,10 +215,18 @@ impl Rx {
                         continue;
                     }
                 },
-                None => match inbox.pop() {
-                    Some(frame) => frame,
-                    None => return false,
-                },
+                None => {
+                    let waiting = self.brought_home.pop_front().map(Packet::Owned);
+                    match waiting.or_else(|| inbox.pop_packet()) {
+                        Some(Packet::Owned(frame)) => frame,
+                        // Only guests that take anything get those.
+                        Some(direct) => {
+                            self.next = Some(direct);
+                            return true;
+                        }
+                        None => return false,
+                    }
+                }
             };
             if let Checksum::Partial(layout) = frame.checksum {
                 let (gso, checksum) = match layout.ip {
@@ -153,19 +251,14 @@ impl Rx {
                 add(&counters.rx_errors, 1);
                 continue;
             }
-            self.next = Some(frame);
+            self.next = Some(Packet::Owned(frame));
         }
         true
     }
 
-    fn slots_for(&self, frame: &Frame) -> u32 {
-        let data = frame.len().div_ceil(PAGE_SIZE);
-        u32::try_from(data + usize::from(frame.mss.is_some())).unwrap_or(u32::MAX)
-    }
-
     /// Takes the slots of a frame and plans the copies into them.
-    fn place(&mut self, frame: Frame) -> Result<Placed, Fatal> {
-        let gso = match (frame.mss, frame.checksum) {
+    fn place(&mut self, packet: Packet) -> Result<Placed, Fatal> {
+        let gso = match (packet.mss(), packet.checksum()) {
             (Some(mss), Checksum::Partial(layout)) => Some(ExtraInfo {
                 kind: extra_type::GSO,
                 flags: 0,
@@ -179,9 +272,9 @@ impl Rx {
             }),
             _ => None,
         };
-        let mut slots = Vec::with_capacity(frame.len().div_ceil(PAGE_SIZE));
+        let mut slots = Vec::with_capacity(packet.len().div_ceil(PAGE_SIZE) + 1);
         let mut at = 0;
-        while at < frame.len() {
+        while at < packet.len() {
             // `step` has seen that they are there; the guest cannot take one back.
             let request = self.ring.next_request()?.ok_or(Fatal::Truncated)?;
             if slots.len() == 1 && gso.is_some() {
@@ -193,20 +286,19 @@ impl Rx {
                 });
                 continue;
             }
-            let len = (frame.len() - at).min(PAGE_SIZE);
+            let len = (packet.len() - at).min(PAGE_SIZE);
             let first = self.ops.len();
             let mut dest_offset = 0;
-            frame.walk(at, len, |part, offset, n| {
-                let len = u16::try_from(n).expect("at most a page");
+            packet.walk(at, len, |source| {
                 self.ops.push(CopyOp {
-                    source: CopyEnd::Frame(part.buffer.bus_addr() >> PAGE_SHIFT),
-                    source_offset: u16::try_from(offset).expect("inside a page"),
+                    source: source.end,
+                    source_offset: source.offset,
                     dest: CopyEnd::Granted(GrantRef(request.gref)),
                     dest_offset,
-                    len,
+                    len: source.len,
                     status: GrantStatus::GENERAL_ERROR,
                 });
-                dest_offset += len;
+                dest_offset += source.len;
             });
             slots.push(Slot {
                 id: request.id,
@@ -223,13 +315,13 @@ impl Rx {
                 ops: 0..0,
             });
         }
-        Ok(Placed { frame, slots, gso })
+        Ok(Placed { packet, slots, gso })
     }
 
     /// Answers the slots of a copied frame, in the order they were taken: a response
     /// stands in the very slot of its request, as frontends rely on.
-    fn answer(&mut self, placed: &Placed, counters: &Counters) {
-        let checksum_flags = match placed.frame.checksum {
+    fn answer(&mut self, mut placed: Placed, counters: &Counters) {
+        let checksum_flags = match placed.packet.checksum() {
             Checksum::Unknown => 0,
             Checksum::Verified => rxf::DATA_VALIDATED,
             Checksum::Partial(_) => rxf::CSUM_BLANK | rxf::DATA_VALIDATED,
@@ -276,8 +368,11 @@ impl Rx {
         }
         if good {
             add(&counters.rx_frames, 1);
-            add(&counters.rx_bytes, placed.frame.len());
+            add(&counters.rx_bytes, placed.packet.len());
         } else {
+            if let Packet::Direct(direct) = &mut placed.packet {
+                direct.mark_bad();
+            }
             add(&counters.rx_errors, 1);
         }
     }
@@ -297,10 +392,11 @@ impl Rx {
                 return Ok(false);
             }
             self.stalled = false;
+            inbox.set_takes_direct(self.can_take_direct());
             inbox.set_open(true);
         }
-        if let Some(frame) = &self.next {
-            let slots = self.slots_for(frame);
+        if let Some(packet) = &self.next {
+            let slots = slots_for(packet);
             if self.ring.sleep_until(slots)? {
                 self.starved_until = None;
                 return Ok(true);
@@ -310,7 +406,8 @@ impl Rx {
         if self.short_of_memory {
             return Ok(pool.poll_available(1, cx).is_ready());
         }
-        Ok(self.cutting.is_some() || inbox.poll_readable(cx).is_ready())
+        let ready = self.cutting.is_some() || !self.brought_home.is_empty();
+        Ok(ready || inbox.poll_readable(cx).is_ready())
     }
 
     /// The guest has no buffers for the next frame: it has this long to post some.
@@ -335,13 +432,22 @@ impl Rx {
         self.starved_until = None;
         self.next = None;
         self.cutting = None;
+        let mut dropped = 1 + self.brought_home.len();
+        self.brought_home.clear();
         if self.features.rx_notify {
             // Whoever sends to it now need not spend memory on it.
             self.stalled = true;
             inbox.set_open(false);
         }
-        add(&counters.rx_dropped, 1 + inbox.purge());
+        dropped += inbox.purge();
+        add(&counters.rx_dropped, dropped);
         // Look again: a closed inbox is waited for in another way.
         true
     }
+}
+
+/// Slots that a frame takes.
+fn slots_for(packet: &Packet) -> u32 {
+    let data = packet.len().div_ceil(PAGE_SIZE);
+    u32::try_from(data + usize::from(packet.mss().is_some())).unwrap_or(u32::MAX)
 }

@@ -2,19 +2,21 @@
 
 use super::request::{Content, Fatal, Request};
 use crate::counters::{Counters, add};
+use crate::direct::{Completions, Direct, Done, HEAD};
 use crate::headers::{self, Prefix};
 use crate::offload::MIN_MSS;
-use crate::port::Inbox;
+use crate::port::{Inbox, Packet};
 use crate::switch::{Source, Verdict, View};
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::num::NonZeroU16;
 use core::ops::Range;
 use core::task::Context;
-use hal::net::{Checksum, Frame, L4, MacAddr, PacketPool};
-use xen_abi::PAGE_SHIFT;
+use hal::net::{BUFFER_SIZE, Checksum, Frame, L4, MacAddr, PacketPool};
 use xen_abi::io::netif::{MAX_TX_SIZE, TxResponse, TxSlot, rsp};
+use xen_abi::{DomId, PAGE_SHIFT};
 use xen_ring::peer::{CopyEnd, CopyOp, GrantStatus, Grants};
 use xen_ring::{BackRing, Kick, SharedPages};
 
@@ -22,35 +24,75 @@ use xen_ring::{BackRing, Kick, SharedPages};
 /// another task of the vCPU has its turn.
 const BUDGET: usize = 64;
 /// Buffers that the longest frame needs.
-const MAX_BUFFERS: usize = MAX_TX_SIZE.div_ceil(hal::net::BUFFER_SIZE);
+const MAX_BUFFERS: usize = MAX_TX_SIZE.div_ceil(BUFFER_SIZE);
+/// Frames from this length on stay in the sender's memory if they are for a guest. Below, a
+/// second copy costs less than finding out who they are for.
+const DIRECT_FROM: usize = 2 * BUFFER_SIZE;
 
-/// One frame of a batch, between the copy and its responses.
+/// One frame of a batch, until its responses.
 struct Taken {
     request: Request,
-    /// The memory its bytes go to, and the copies that fill it. `None`: refused.
-    target: Option<(Frame, Range<usize>)>,
+    state: State,
+}
+
+/// How far a frame of a batch is.
+enum State {
+    /// It is answered with an error.
+    Refused,
+    /// These copies bring all of it into this memory.
+    Copying(Frame, Range<usize>),
+    /// These copies bring its head here; the rest may stay where it is.
+    CopyingHead(Frame, Range<usize>),
+    /// All of it is here.
+    Copied(Frame),
+    /// Its head is here; the rest stays where it is, for the guest with this inbox.
+    Staying(Frame, Arc<Inbox>),
+}
+
+/// A frame that the switch has not taken yet.
+enum Waiting {
+    /// For whom its destination says.
+    Any(Frame),
+    /// For this guest, in its sender's memory.
+    Guest(Box<Direct>, Arc<Inbox>),
 }
 
 pub(super) struct Tx {
     ring: BackRing<TxSlot, TxResponse>,
     mac: MacAddr,
-    /// Frames that the switch has not taken yet. No further slot is taken meanwhile.
-    waiting: VecDeque<Frame>,
+    /// Whose pages frames for other guests may be left in.
+    guest: Option<DomId>,
+    /// Frames that the switch has not taken yet, in order. No further slot is taken
+    /// meanwhile.
+    waiting: VecDeque<Waiting>,
     /// Whose room they wait for.
     blocked_on: Option<Arc<Inbox>>,
     short_of_memory: bool,
     ops: Vec<CopyOp>,
+    /// Frames that other guests' tasks are done with.
+    completions: Arc<Completions>,
+    /// Frames that they are not done with.
+    outstanding: usize,
 }
 
 impl Tx {
-    pub(super) fn attach(pages: SharedPages, mac: MacAddr) -> Result<Self, Fatal> {
+    pub(super) fn attach(
+        pages: SharedPages,
+        mac: MacAddr,
+        guest: Option<DomId>,
+    ) -> Result<Self, Fatal> {
+        let ring: BackRing<TxSlot, TxResponse> = BackRing::attach(pages)?;
+        let slots = ring.size() as usize;
         Ok(Self {
-            ring: BackRing::attach(pages)?,
+            ring,
             mac,
+            guest,
             waiting: VecDeque::new(),
             blocked_on: None,
             short_of_memory: false,
             ops: Vec::new(),
+            completions: Arc::new(Completions::new(slots)),
+            outstanding: 0,
         })
     }
 
@@ -64,40 +106,40 @@ impl Tx {
         counters: &Counters,
         notify: impl FnOnce(),
     ) -> Result<bool, Fatal> {
-        if !self.waiting.is_empty() {
-            return Ok(self.forward(view, pool, counters));
+        let mut answered = self.answer_completed(counters);
+        let mut busy = answered;
+        let mut fatal = None;
+        if self.waiting.is_empty() {
+            // What was taken before a fatal error is answered and sent all the same.
+            let (mut batch, error) = self.take_batch(pool);
+            fatal = error;
+            if !batch.is_empty() {
+                self.fetch(&mut batch, grants, view, pool, counters);
+                for taken in batch {
+                    self.finish(taken, counters);
+                }
+                answered = true;
+                busy = true;
+            }
         }
-        let batch = self.take_batch(pool);
-        // What was taken before a fatal error is answered and sent all the same.
-        let (batch, fatal) = batch;
-        if batch.is_empty() {
-            return fatal.map_or(Ok(false), Err);
-        }
-        if !self.ops.is_empty() {
-            copy_with_retry(grants, &mut self.ops);
-            add(&counters.copy_ops, self.ops.len());
-            add(&counters.copy_calls, 1);
-        }
-        for taken in batch {
-            self.finish(taken, counters);
-        }
-        self.ops.clear();
-        if self.ring.publish() == Kick::Needed {
+        if answered && self.ring.publish() == Kick::Needed {
             add(&counters.notifies, 1);
             notify();
         }
-        self.forward(view, pool, counters);
-        fatal.map_or(Ok(true), Err)
+        busy |= self.forward(view, pool, counters);
+        fatal.map_or(Ok(busy), Err)
     }
 
     fn take_batch(&mut self, pool: &PacketPool) -> (Vec<Taken>, Option<Fatal>) {
         let mut batch = Vec::new();
         let mut slots = 0;
+        // Buffers that frames will need of which only the head is copied at first.
+        let mut promised = 0;
         self.short_of_memory = false;
         while slots < BUDGET {
             // Looked at before the slots are taken, so that a frame that has no room yet
             // stays in the ring.
-            if pool.available() < MAX_BUFFERS {
+            if pool.available() < promised + MAX_BUFFERS {
                 self.short_of_memory = true;
                 break;
             }
@@ -107,24 +149,82 @@ impl Tx {
                 Err(fatal) => return (batch, Some(fatal)),
             };
             slots += request.ids.len() + request.extras;
-            let target = match &request.content {
-                Ok(content) => self.plan(content, pool),
-                Err(_) => None,
+            let state = match &request.content {
+                Ok(content) if self.guest.is_some() && content.len >= DIRECT_FROM => {
+                    promised += content.len.div_ceil(BUFFER_SIZE);
+                    self.plan(content, HEAD, pool)
+                        .map_or(State::Refused, |(head, ops)| State::CopyingHead(head, ops))
+                }
+                Ok(content) => self
+                    .plan(content, content.len, pool)
+                    .map_or(State::Refused, |(frame, ops)| State::Copying(frame, ops)),
+                Err(_) => State::Refused,
             };
-            batch.push(Taken { request, target });
+            batch.push(Taken { request, state });
         }
         (batch, None)
     }
 
-    /// Memory for a frame, and the copies that bring it there, tightly packed: its headers
-    /// are in one piece however many slots the guest spread them over.
-    fn plan(&mut self, content: &Content, pool: &PacketPool) -> Option<(Frame, Range<usize>)> {
-        let frame = Frame::with_room(pool, content.len)?;
+    /// Carries out the copies: one hypercall, and another one if long frames turn out to
+    /// be for somebody who cannot take them from where they are.
+    fn fetch(
+        &mut self,
+        batch: &mut [Taken],
+        grants: &impl Grants,
+        view: &View,
+        pool: &PacketPool,
+        counters: &Counters,
+    ) {
+        while !self.ops.is_empty() {
+            copy_with_retry(grants, &mut self.ops);
+            add(&counters.copy_ops, self.ops.len());
+            add(&counters.copy_calls, 1);
+            let done = core::mem::take(&mut self.ops);
+            let good = |ops: Range<usize>| done[ops].iter().all(|op| op.status.is_okay());
+            for taken in batch.iter_mut() {
+                let state = core::mem::replace(&mut taken.state, State::Refused);
+                taken.state = match (state, &taken.request.content) {
+                    (State::Copying(frame, ops), _) if good(ops.clone()) => State::Copied(frame),
+                    (State::CopyingHead(head, ops), Ok(content)) if good(ops.clone()) => {
+                        match self.receiver(view, &head, content) {
+                            Some(inbox) => State::Staying(head, inbox),
+                            None => self
+                                .plan(content, content.len, pool)
+                                .map_or(State::Refused, |(frame, ops)| State::Copying(frame, ops)),
+                        }
+                    }
+                    (State::Copying(..) | State::CopyingHead(..), _) => State::Refused,
+                    (other, _) => other,
+                };
+            }
+        }
+    }
+
+    /// The guest that a frame with this head can be copied to from where it is.
+    fn receiver(&self, view: &View, head: &Frame, content: &Content) -> Option<Arc<Inbox>> {
+        let prefix = Prefix::of(head);
+        let inbox = view.direct_target(self.mac, prefix.as_slice())?;
+        let what = classify(&prefix, content)?;
+        // What must be cut off is cut off a copy.
+        (what.len == content.len).then_some(inbox)
+    }
+
+    /// Memory for the first `len` bytes of a frame, and the copies that bring them there,
+    /// tightly packed: its headers are in one piece however many slots the guest spread
+    /// them over.
+    fn plan(
+        &mut self,
+        content: &Content,
+        len: usize,
+        pool: &PacketPool,
+    ) -> Option<(Frame, Range<usize>)> {
+        let frame = Frame::with_room(pool, len)?;
         let first = self.ops.len();
         let mut at = 0;
         for piece in &content.pieces {
             let mut source_offset = piece.offset;
-            frame.walk(at, piece.len.into(), |part, offset, n| {
+            let now = usize::from(piece.len).min(len - at);
+            frame.walk(at, now, |part, offset, n| {
                 let len = u16::try_from(n).expect("at most a page");
                 self.ops.push(CopyOp {
                     source: CopyEnd::Granted(piece.gref),
@@ -136,35 +236,63 @@ impl Tx {
                 });
                 source_offset += len;
             });
-            at += usize::from(piece.len);
+            at += now;
         }
         Some((frame, first..self.ops.len()))
     }
 
-    /// Answers a copied frame and queues it for the switch.
+    /// Queues a frame for the switch, and answers it unless its pages are still needed.
     fn finish(&mut self, taken: Taken, counters: &Counters) {
-        let Taken { request, target } = taken;
-        let frame = target.and_then(|(frame, ops)| {
-            let copied = self.ops[ops].iter().all(|op| op.status.is_okay());
-            let content = request.content.as_ref().ok().filter(|_| copied)?;
-            classify(frame, content)
-        });
-        let status = match frame {
-            Some(frame) => {
-                add(&counters.tx_frames, 1);
-                add(&counters.tx_bytes, frame.len());
-                self.waiting.push_back(frame);
-                rsp::OKAY
+        let Taken { request, state } = taken;
+        let Request {
+            ids,
+            extras,
+            content,
+        } = request;
+        let good = match (state, content) {
+            (State::Copied(frame), Ok(content)) => match apply(frame, &content) {
+                Some(frame) => {
+                    count_sent(counters, frame.len());
+                    self.waiting.push_back(Waiting::Any(frame));
+                    true
+                }
+                None => false,
+            },
+            (State::Staying(head, inbox), Ok(content)) => {
+                if let Some((guest, what)) = self.guest.zip(classify(&Prefix::of(&head), &content))
+                {
+                    let mut head = head;
+                    head.checksum = what.checksum;
+                    head.mss = what.mss;
+                    let done = Done {
+                        ids,
+                        extras,
+                        good: true,
+                    };
+                    let back = self.completions.clone();
+                    let direct = Direct::new(head, guest, &content.pieces, done, back);
+                    count_sent(counters, direct.len());
+                    self.outstanding += 1;
+                    self.waiting
+                        .push_back(Waiting::Guest(Box::new(direct), inbox));
+                    return;
+                }
+                false
             }
-            None => {
-                add(&counters.tx_errors, 1);
-                rsp::ERROR
-            }
+            _ => false,
         };
-        for id in request.ids {
-            self.ring.push_response(&TxResponse { id, status });
+        if !good {
+            add(&counters.tx_errors, 1);
         }
-        for _ in 0..request.extras {
+        self.answer(&ids, extras, good);
+    }
+
+    fn answer(&mut self, ids: &[u16], extras: usize, good: bool) {
+        let status = if good { rsp::OKAY } else { rsp::ERROR };
+        for id in ids {
+            self.ring.push_response(&TxResponse { id: *id, status });
+        }
+        for _ in 0..extras {
             self.ring.push_response(&TxResponse {
                 id: 0,
                 status: rsp::NULL,
@@ -172,29 +300,81 @@ impl Tx {
         }
     }
 
-    /// Gives the switch what it takes; whether it took any.
-    fn forward(&mut self, view: &View, pool: &PacketPool, counters: &Counters) -> bool {
-        self.blocked_on = None;
+    /// Answers the frames that other guests' tasks are done with; whether there were any.
+    fn answer_completed(&mut self, counters: &Counters) -> bool {
         let mut any = false;
-        while let Some(frame) = self.waiting.pop_front() {
-            match view.forward(Source::Station(self.mac), frame, pool) {
-                Verdict::Forwarded(_) => {}
-                Verdict::Dropped => add(&counters.tx_dropped, 1),
-                Verdict::Spoofed => add(&counters.tx_spoofed, 1),
-                Verdict::Busy(frame, inbox) => {
-                    self.waiting.push_front(frame);
-                    self.blocked_on = Some(inbox);
-                    break;
-                }
+        while let Some(done) = self.completions.pop() {
+            self.outstanding -= 1;
+            if !done.good {
+                add(&counters.tx_errors, 1);
             }
+            self.answer(&done.ids, done.extras, done.good);
             any = true;
         }
         any
     }
 
+    /// Gives the switch what it takes; whether it took any.
+    fn forward(&mut self, view: &View, pool: &PacketPool, counters: &Counters) -> bool {
+        self.blocked_on = None;
+        let mut any = false;
+        while let Some(waiting) = self.waiting.pop_front() {
+            any = true;
+            let frame = match waiting {
+                Waiting::Any(frame) => frame,
+                Waiting::Guest(direct, inbox) => {
+                    if inbox.push_packet(Packet::Direct(direct)).is_err() {
+                        add(&counters.tx_dropped, 1);
+                    }
+                    continue;
+                }
+            };
+            match view.forward(Source::Station(self.mac), frame, pool) {
+                Verdict::Forwarded(_) => {}
+                Verdict::Dropped => add(&counters.tx_dropped, 1),
+                Verdict::Spoofed => add(&counters.tx_spoofed, 1),
+                Verdict::Busy(frame, inbox) => {
+                    self.waiting.push_front(Waiting::Any(frame));
+                    self.blocked_on = Some(inbox);
+                    break;
+                }
+            }
+        }
+        any
+    }
+
+    /// Stops taking frames; what is waiting is dropped. [`Self::poll_drained`] says when
+    /// all slots are answered.
+    pub(super) fn stop(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Ready when no other task holds pages of this guest, and all is answered.
+    pub(super) fn poll_drained(
+        &mut self,
+        counters: &Counters,
+        notify: impl Fn(),
+        cx: &mut Context<'_>,
+    ) -> bool {
+        loop {
+            if self.answer_completed(counters) && self.ring.publish() == Kick::Needed {
+                notify();
+            }
+            if self.outstanding == 0 {
+                return true;
+            }
+            if self.completions.poll(cx).is_pending() {
+                return false;
+            }
+        }
+    }
+
     /// Whether [`Self::step`] would do something; registers wakers for what it waits for
     /// if not.
     pub(super) fn poll(&mut self, pool: &PacketPool, cx: &mut Context<'_>) -> Result<bool, Fatal> {
+        if self.outstanding > 0 && self.completions.poll(cx).is_ready() {
+            return Ok(true);
+        }
         if !self.waiting.is_empty() {
             return Ok(match &self.blocked_on {
                 Some(inbox) => inbox.poll_room(cx).is_ready(),
@@ -218,15 +398,32 @@ pub(super) fn copy_with_retry(grants: &impl Grants, ops: &mut [CopyOp]) {
     }
 }
 
-/// Reads the headers of our copy and says what the frame is. `None`: it asks for an
-/// offload that does not fit what it is.
-fn classify(mut frame: Frame, content: &Content) -> Option<Frame> {
+fn count_sent(counters: &Counters, len: usize) {
+    add(&counters.tx_frames, 1);
+    add(&counters.tx_bytes, len);
+}
+
+/// What a frame is, by its headers and by what the guest asks for.
+struct What {
+    checksum: Checksum,
+    mss: Option<NonZeroU16>,
+    /// Bytes of it that mean something.
+    len: usize,
+}
+
+/// Reads the headers in our copy of a frame's start. `None`: the guest asks for an
+/// offload that does not fit what the frame is.
+fn classify(prefix: &Prefix, content: &Content) -> Option<What> {
+    let mut what = What {
+        checksum: Checksum::Unknown,
+        mss: None,
+        len: content.len,
+    };
     if !content.checksum_blank && content.gso.is_none() {
-        return Some(frame);
+        return Some(what);
     }
-    let prefix = Prefix::of(&frame);
-    let layout = headers::parse(prefix.as_slice(), frame.len())?;
-    frame.checksum = Checksum::Partial(layout);
+    let layout = headers::parse(prefix.as_slice(), content.len)?;
+    what.checksum = Checksum::Partial(layout);
     if let Some(gso) = content.gso {
         if layout.l4 != L4::Tcp || layout.ip != gso.ip {
             return None;
@@ -234,13 +431,22 @@ fn classify(mut frame: Frame, content: &Content) -> Option<Frame> {
         let l4 = headers::l4_bytes(prefix.as_slice(), &layout);
         let payload = l4.checked_sub(layout.l4_len.into())?;
         // What follows the IP packet would be taken for payload.
-        frame.truncate(layout.l4_start() + l4);
+        what.len = layout.l4_start() + l4;
         if payload > usize::from(gso.mss) {
             if gso.mss < MIN_MSS {
                 return None;
             }
-            frame.mss = NonZeroU16::new(gso.mss);
+            what.mss = NonZeroU16::new(gso.mss);
         }
     }
+    Some(what)
+}
+
+/// Makes the copied frame what it says it is.
+fn apply(mut frame: Frame, content: &Content) -> Option<Frame> {
+    let what = classify(&Prefix::of(&frame), content)?;
+    frame.checksum = what.checksum;
+    frame.mss = what.mss;
+    frame.truncate(what.len);
     Some(frame)
 }

@@ -93,7 +93,11 @@ impl Bed {
             },
             queue: nodes.queues[0],
             features: nodes.features,
-            port: self.switch.add_port(mac(n), Limits::VIF).unwrap(),
+            port: self
+                .switch
+                .add_port(mac(n), Limits::VIF)
+                .unwrap()
+                .of_guest(DomId(u16::from(n))),
             vcpu: VcpuId(0),
             pool: self.pool.clone(),
             timer: self.executor.timer(),

@@ -220,6 +220,13 @@ impl NetFront {
         }
     }
 
+    /// Overwrites everything sent and not answered, as a guest can at any moment.
+    pub fn scribble(&self, byte: u8) {
+        for (page, _) in self.sending.values() {
+            page.bytes.write_bytes(0, &[byte; PAGE_SIZE]);
+        }
+    }
+
     /// Data slots sent and not answered.
     pub fn tx_unanswered(&self) -> usize {
         self.sending.len()
