@@ -10,7 +10,7 @@
 //! | `port`     | TCP port of the management RPC, 1 to 65535                    | `8006`   |
 //! | `mc`       | vCPUs of the main container, 1 to 64                          | `1`      |
 //! | `loglevel` | `error`, `warn`, `info`, `debug` or `trace`                   | `info`   |
-//! | `panic`    | `halt` (or `0`), or seconds until the reboot, at most 86400   | `10`     |
+//! | `panic`    | `halt`, or seconds until the reboot, at most 86400; 0: at once | `10`     |
 //! | `guests`   | on the command line only: names with commas, or `none`        |          |
 
 use alloc::format;
@@ -338,8 +338,8 @@ fn log_level(text: &str) -> Option<LogLevel> {
 
 fn panic_action(text: &str) -> Option<PanicAction> {
     match text {
-        "halt" | "0" => Some(PanicAction::Halt),
-        text => number(text, 1, MAX_PANIC_REBOOT_S).map(|after_s| PanicAction::Reboot { after_s }),
+        "halt" => Some(PanicAction::Halt),
+        text => number(text, 0, MAX_PANIC_REBOOT_S).map(|after_s| PanicAction::Reboot { after_s }),
     }
 }
 

@@ -450,7 +450,7 @@ mod properties {
         ];
         let panic = prop_oneof![
             Just(PanicAction::Halt),
-            (1..=MAX_PANIC_REBOOT_S).prop_map(|after_s| PanicAction::Reboot { after_s })
+            (0..=MAX_PANIC_REBOOT_S).prop_map(|after_s| PanicAction::Reboot { after_s })
         ];
         let key = any::<[u8; 32]>().prop_filter("zero is no key", |key| *key != [0; 32]);
         let admins = proptest::collection::btree_map(key.clone(), "[!-~&&[^#]]{1,63}", 1..8);
