@@ -20,6 +20,7 @@ mod counters;
 mod data;
 mod disk;
 pub mod gpt;
+pub mod images;
 pub mod nodes;
 pub mod protocol;
 mod task;
