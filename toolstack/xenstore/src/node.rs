@@ -5,7 +5,7 @@ use crate::perms::Perms;
 use alloc::rc::Rc;
 
 /// What a node is taken to cost beside its name, value and permissions, in bytes.
-const NODE_COST: usize = 192;
+const NODE_COST: usize = 224;
 /// Bytes of an entry in the permissions.
 const PERM_COST: usize = 8;
 /// What xenstored counts for a node's header against the node-size quota.

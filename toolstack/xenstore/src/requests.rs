@@ -6,7 +6,7 @@ use crate::path::{Path, Special};
 use crate::perms::{Access, Actor, Perms, parse_domid};
 use crate::server::{Action, ConnId, Server};
 use crate::store::Store;
-use crate::transaction::Transaction;
+use crate::transaction::{TRANSACTION_COST, Transaction};
 use crate::watches::WatchId;
 use alloc::format;
 use alloc::rc::Rc;
@@ -202,7 +202,7 @@ impl Server {
     }
 
     /// Whether another node (or change) fits into the request's transaction.
-    fn check_accessed(&mut self, request: &Request<'_>) -> Result<(), XsError> {
+    fn check_accessed(&mut self, request: &Request<'_>, path: &Path) -> Result<(), XsError> {
         if request.tx_id == 0 || request.actor.privileged {
             return Ok(());
         }
@@ -210,11 +210,16 @@ impl Server {
         if self.transaction_of(request)?.accessed() >= quotas.transaction_nodes {
             return Err(XsError::ENOSPC);
         }
-        let account = self
-            .domains
-            .get(request.actor.domid)
-            .map(|domain| &domain.account);
-        if account.is_some_and(|account| account.memory.get() >= quotas.memory) {
+        self.check_memory(request, Transaction::read_cost(path))
+    }
+
+    /// Whether the client may hold that much more for longer than an answer takes. Who
+    /// is at his quota is not read any more, so nothing lasting may bring him there.
+    fn check_memory(&self, request: &Request<'_>, more: usize) -> Result<(), XsError> {
+        let quota = self.domains.quotas_of(request.actor.domid).memory;
+        let domain = self.domains.get(request.actor.domid);
+        let now = domain.map_or(0, |domain| domain.account.memory.get());
+        if !request.actor.privileged && now + more >= quota {
             return Err(XsError::ENOMEM);
         }
         Ok(())
@@ -232,7 +237,7 @@ impl Server {
 
     fn do_read(&mut self, request: &Request<'_>) -> Result<Vec<u8>, XsError> {
         let path = self.path(request, request.one()?, Special::Refused)?;
-        self.check_accessed(request)?;
+        self.check_accessed(request, &path)?;
         self.note_read(request, &path, true);
         let node = lookup(self.view(request), &request.actor, &path, Access::READ)?;
         Ok(node.data.to_vec())
@@ -240,7 +245,7 @@ impl Server {
 
     fn do_directory(&mut self, request: &Request<'_>) -> Result<Vec<u8>, XsError> {
         let path = self.path(request, request.one()?, Special::Refused)?;
-        self.check_accessed(request)?;
+        self.check_accessed(request, &path)?;
         self.note_read(request, &path, false);
         let node = lookup(self.view(request), &request.actor, &path, Access::READ)?;
         if node.children.listed() > XENSTORE_PAYLOAD_MAX {
@@ -260,7 +265,7 @@ impl Server {
         let path = self.path(request, path, Special::Refused)?;
         let offset = core::str::from_utf8(offset).map_err(|_| XsError::EINVAL)?;
         let offset: usize = offset.parse().map_err(|_| XsError::EINVAL)?;
-        self.check_accessed(request)?;
+        self.check_accessed(request, &path)?;
         self.note_read(request, &path, false);
         let node = lookup(self.view(request), &request.actor, &path, Access::READ)?;
         let mut part = format!("{}\0", node.generation).into_bytes();
@@ -273,7 +278,7 @@ impl Server {
 
     fn do_get_perms(&mut self, request: &Request<'_>) -> Result<Vec<u8>, XsError> {
         let path = self.path(request, request.one()?, Special::Allowed)?;
-        self.check_accessed(request)?;
+        self.check_accessed(request, &path)?;
         self.note_read(request, &path, false);
         let node = lookup(self.view(request), &request.actor, &path, Access::READ)?;
         let mut perms = Vec::new();
@@ -387,6 +392,7 @@ impl Server {
         if request.tx_id != 0 {
             return Err(XsError::EBUSY);
         }
+        self.check_memory(request, TRANSACTION_COST)?;
         let connection = self.connections.get_mut(&request.id).ok_or(XsError::EIO)?;
         let quota = self.domains.quotas_of(request.actor.domid).transactions;
         if !request.actor.privileged && connection.account.transactions.get() >= quota {

@@ -15,9 +15,9 @@ use alloc::vec::Vec;
 use xen_abi::io::xs_wire::XsError;
 
 /// What an open transaction costs by itself, in bytes.
-const TRANSACTION_COST: usize = 256;
+pub(crate) const TRANSACTION_COST: usize = 256;
 /// And each node read, beside its path.
-const READ_COST: usize = 64;
+const READ_COST: usize = 112;
 
 #[derive(Debug)]
 pub(crate) struct Transaction {
@@ -78,6 +78,11 @@ impl Transaction {
         Some((&mut self.snapshot.as_mut().ok()?.1, &mut self.usage))
     }
 
+    /// Bytes that noting a read of `path` takes.
+    pub(crate) fn read_cost(path: &Path) -> usize {
+        READ_COST + path.as_str().len()
+    }
+
     /// Nodes read and changes made: what the quota counts.
     pub(crate) fn accessed(&self) -> usize {
         self.reads.len() + self.log.len()
@@ -93,7 +98,7 @@ impl Transaction {
             return;
         }
         self.reads.insert(path.clone(), base.generation_of(path));
-        self.recorded += READ_COST + path.as_str().len();
+        self.recorded += Self::read_cost(path);
         self.recharge();
         self.account.transaction_nodes.seen(self.accessed());
     }

@@ -218,6 +218,44 @@ fn nodes_read_in_a_transaction_are_charged_and_bounded() {
     assert!(memory(&bed, 3) < 1024);
 }
 
+/// At its quota a guest isn't read: nothing that lasts may bring it there.
+#[test]
+fn a_guest_at_its_quota_can_still_give_things_back() {
+    let mut bed = Bed::new();
+    let guest = bed.guest(3);
+    let value = "x".repeat(2000);
+    let transactions: Vec<u32> = (0..5).map(|_| bed.start(guest).unwrap()).collect();
+    for tx in &transactions {
+        for i in 0..300 {
+            let path = format!("d{}/n{i}", i / 50);
+            if bed.write(guest, *tx, &path, &value).is_err() {
+                break;
+            }
+        }
+    }
+    for (i, size) in [2000, 1000, 500, 100, 10, 0].into_iter().enumerate() {
+        for j in 0..100 {
+            let (name, token) = (format!("{i}/{j}"), "t".repeat(size));
+            let stopped = [
+                bed.write(guest, 0, &name, &token).is_err(),
+                bed.watch(guest, &name, &token).is_err(),
+                bed.read(guest, transactions[0], &format!("{name}/{token}"))
+                    .is_err(),
+                bed.start(guest).is_err(),
+            ];
+            bed.events(guest);
+            if stopped == [true; 4] {
+                break;
+            }
+        }
+    }
+    assert!(memory(&bed, 3) > Quotas::GUEST.memory - 4096);
+    for tx in transactions {
+        bed.end(guest, tx, false).unwrap();
+    }
+    assert!(memory(&bed, 3) < Quotas::GUEST.memory / 2);
+}
+
 /// A transaction that changes one node for ever remembers it once.
 #[test]
 fn writing_one_node_again_and_again_costs_once() {

@@ -202,6 +202,18 @@ fn remove_and_make_again_happen_in_order() {
 }
 
 #[test]
+fn a_node_written_before_and_after_its_removal_has_the_last_value() {
+    let mut bed = Bed::new();
+    let tools = bed.tools();
+    let tx = bed.start(tools).unwrap();
+    bed.write(tools, tx, "/d/x", "1").unwrap();
+    bed.rm(tools, tx, "/d").unwrap();
+    bed.write(tools, tx, "/d/x", "2").unwrap();
+    bed.end(tools, tx, true).unwrap();
+    assert_eq!(bed.read(tools, 0, "/d/x").unwrap(), "2");
+}
+
+#[test]
 fn watches_fire_at_the_commit_once_for_each_node() {
     let mut bed = Bed::new();
     let (a, b) = (bed.tools(), bed.tools());
