@@ -19,6 +19,7 @@ mod bytes;
 mod counters;
 mod data;
 mod disk;
+pub mod fuzz;
 pub mod gpt;
 pub mod images;
 pub mod nodes;

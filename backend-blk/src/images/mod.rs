@@ -50,6 +50,19 @@ const BLOCK_SECTORS: u64 = BLOCK as u64 / SECTOR;
 /// Bytes read at once when they go through a buffer.
 const READ_STEP: usize = 64 << 10;
 
+/// For [`crate::fuzz`]: a slot's bytes, for an area of a million blocks.
+pub(crate) fn fuzz_catalog(bytes: &[u8]) {
+    const BLOCKS: u32 = 1_000_000;
+    if let Ok(catalog) = Catalog::parse(bytes, BLOCKS) {
+        let sound = |run: &Run| run.first >= DATA_START && run.first + run.count <= BLOCKS;
+        assert!(catalog.used().iter().all(sound));
+        assert_eq!(
+            Catalog::parse(&catalog.encode().unwrap_or_default(), BLOCKS),
+            Ok(catalog)
+        );
+    }
+}
+
 /// Size for the area of a disk with so many sectors: a tenth of it, at most 4 GiB, at
 /// least 64 MiB. In sectors, for [`crate::gpt::Gpt::image_area`].
 pub fn area_size(disk_sectors: u64) -> u64 {
