@@ -12,7 +12,6 @@
 #![forbid(unsafe_code)]
 
 mod blk;
-mod xenstore;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
@@ -25,8 +24,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("net_frontend_nodes", backend_net::fuzz::frontend_nodes),
     ("blk_requests", blk::requests),
     ("blk_frontend_nodes", blk::frontend_nodes),
-    ("xenstore_wire", xenstore::wire),
-    ("xenstore_operations", xenstore::operations),
+    ("xenstore_bytes", toolstack_xenstore::fuzz::bytes),
+    ("xenstore_ring", toolstack_xenstore::fuzz::ring),
+    ("xenstore_requests", toolstack_xenstore::fuzz::requests),
     // From the network.
     ("rpc_messages", toolstack_rpc::fuzz::messages),
     ("rpc_frames", toolstack_rpc::fuzz::frames),
