@@ -149,6 +149,7 @@ impl Server {
             watches: &self.index,
             actor: Actor::LOCAL,
             usage: &mut usage,
+            charged: false,
             changes: &mut changes,
         };
         let mut kept = Vec::new();

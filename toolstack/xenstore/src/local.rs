@@ -76,6 +76,7 @@ impl LocalTransaction<'_> {
             watches: &self.server.index,
             actor: Actor::LOCAL,
             usage: &mut self.usage,
+            charged: false,
             changes: &mut self.changes,
         };
         work.apply(op)
@@ -145,6 +146,7 @@ impl Server {
             watches: &self.index,
             actor: Actor::LOCAL,
             usage: &mut usage,
+            charged: false,
             changes: &mut changes,
         };
         work.apply(op)?;

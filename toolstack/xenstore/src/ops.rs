@@ -94,6 +94,8 @@ pub(crate) struct Work<'a> {
     pub actor: Actor,
     /// What owners will have more or fewer of.
     pub usage: &'a mut Usage,
+    /// The actor's account has the bytes of `usage` already: its transaction's charge.
+    pub charged: bool,
     pub changes: &'a mut Vec<Change>,
 }
 
@@ -293,8 +295,13 @@ impl Work<'_> {
             .domains
             .get(owner)
             .map_or(0, |domain| domain.account.memory.get());
+        let pending = if self.charged && owner == self.actor.domid {
+            0
+        } else {
+            self.usage.of(owner).1
+        };
         let then = now
-            .saturating_add_signed(self.usage.of(owner).1)
+            .saturating_add_signed(pending)
             .saturating_add_signed(growth);
         // Privileged domains own nodes without limit that guests may write to; each is
         // bounded by the node-size quota.

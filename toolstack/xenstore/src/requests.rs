@@ -327,6 +327,7 @@ impl Server {
             watches: &self.index,
             actor: request.actor,
             usage: &mut usage,
+            charged: false,
             changes: &mut changes,
         };
         work.apply(&op)?;
@@ -369,6 +370,7 @@ impl Server {
             watches: &self.index,
             actor: request.actor,
             usage,
+            charged: true,
             changes: &mut changes,
         };
         let result = work.apply(&op);
@@ -443,6 +445,7 @@ impl Server {
             watches: &self.index,
             actor: request.actor,
             usage: &mut usage,
+            charged: false,
             changes: &mut changes,
         };
         if let Err(error) = ops.iter().try_for_each(|op| work.apply(op)) {

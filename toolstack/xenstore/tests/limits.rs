@@ -218,6 +218,35 @@ fn nodes_read_in_a_transaction_are_charged_and_bounded() {
     assert!(memory(&bed, 3) < 1024);
 }
 
+/// What a transaction copies of nodes that are there counts as well.
+#[test]
+fn a_transactions_copies_end_before_the_quota() {
+    let mut bed = Bed::new();
+    let guest = bed.guest(3);
+    let quotas = Quotas {
+        nodes: usize::MAX,
+        ..Quotas::GUEST
+    };
+    bed.server.set_quotas(DomId(3), Some(quotas));
+    let deep = |i: usize| format!("{i}{}", "/a".repeat(500));
+    for i in 0..8 {
+        bed.write(guest, 0, &deep(i), "").unwrap();
+    }
+    let before = memory(&bed, 3);
+    assert!(before < Quotas::GUEST.memory / 2);
+    let transactions = [bed.start(guest).unwrap(), bed.start(guest).unwrap()];
+    // Each of these few bytes copies 500 nodes.
+    let answers =
+        transactions.map(|tx| (0..8).find_map(|i| bed.write(guest, tx, &deep(i), "x").err()));
+    assert_eq!(answers, [None, Some("ENOMEM".to_owned())]);
+    // The second was given up: it can't commit, but it can be ended, and the first lives.
+    assert_eq!(refused(bed.end(guest, transactions[1], true)), "ENOMEM");
+    bed.end(guest, transactions[0], true).unwrap();
+    assert_eq!(bed.read(guest, 0, &deep(7)).unwrap(), "x");
+    assert!(memory(&bed, 3) < before + 64);
+    bed.check();
+}
+
 /// At its quota a guest isn't read: nothing that lasts may bring it there.
 #[test]
 fn a_guest_at_its_quota_can_still_give_things_back() {
