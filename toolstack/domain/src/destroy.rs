@@ -71,7 +71,9 @@ pub async fn clear_node<H: Hypercalls>(
 ) -> Result<Cleared, DestroyError> {
     let calls = xen.calls();
     let mut cleared = Cleared::default();
-    let mut pacer = Pacer::new(MAP_PAGES);
+    // Mapping, unmapping and the TLB flush cost what clearing some pages does.
+    const LEAST: usize = 32;
+    let mut pacer = Pacer::new(LEAST, MAP_PAGES);
     for run in nodes.runs.iter().filter(|run| run.node == node) {
         let mut at = run.start;
         let end = run.start + run.pages;

@@ -135,9 +135,10 @@ pub const MAP_PAGES: usize = 256;
 ///
 /// Xen does not preempt a long hypercall for our events while upcalls are masked, so
 /// the length of a list decides how long other tasks of this vCPU wait.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Pacer {
     batch: usize,
+    least: usize,
     most: usize,
 }
 
@@ -146,11 +147,14 @@ impl Pacer {
     /// a backend task on the same vCPU may wait.
     const TARGET_NS: u64 = 200_000;
 
-    /// At most `most` elements in a piece.
-    pub fn new(most: usize) -> Self {
+    /// `least` to `most` elements in a piece; below `least` a piece costs what the call
+    /// itself costs, and cutting it further would only make the whole longer.
+    pub fn new(least: usize, most: usize) -> Self {
+        let least = least.max(1);
         Self {
-            batch: most.clamp(1, 8),
-            most: most.max(1),
+            batch: least,
+            least,
+            most: most.max(least),
         }
     }
 
@@ -163,7 +167,7 @@ impl Pacer {
     pub async fn pause<H: Hypercalls>(&mut self, calls: &H, start_ns: u64) {
         let cost = calls.now_ns().saturating_sub(start_ns);
         if cost > Self::TARGET_NS {
-            self.batch = (self.batch / 2).max(1);
+            self.batch = (self.batch / 2).max(self.least);
         } else if cost < Self::TARGET_NS / 2 {
             self.batch = (self.batch * 2).min(self.most);
         }

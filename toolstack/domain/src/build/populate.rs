@@ -85,7 +85,10 @@ pub(super) async fn populate<H: Hypercalls>(
         let mut at = run.start;
         // Pages of an order that Xen could not give are not asked for again in this run.
         let mut largest = ORDERS[0];
-        let mut pacers = ORDERS.map(|order| (order, Pacer::new(MOST)));
+        let mut pacers = ORDERS.map(|order| {
+            let least = if order == 0 { 16 } else { 1 };
+            (order, Pacer::new(least, MOST))
+        });
         while at < end {
             let (order, pacer) = pacers
                 .iter_mut()
