@@ -22,7 +22,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("net_frame_headers", backend_net::fuzz::frame_headers),
     ("net_transmit_slots", backend_net::fuzz::transmit_slots),
     ("net_frontend_nodes", backend_net::fuzz::frontend_nodes),
-    ("blk_requests", blk::requests),
+    ("blk_requests", backend_blk::fuzz::requests),
+    ("blk_descriptors", backend_blk::fuzz::descriptors),
     ("blk_frontend_nodes", blk::frontend_nodes),
     ("xenstore_bytes", toolstack_xenstore::fuzz::bytes),
     ("xenstore_ring", toolstack_xenstore::fuzz::ring),
@@ -43,7 +44,9 @@ pub const TARGETS: &[(&str, Target)] = &[
         "rpc_client_conversation",
         toolstack_rpc::fuzz::client_conversation,
     ),
-    // From files.
+    // From disks and files.
+    ("blk_partition_table", backend_blk::fuzz::partition_table),
+    ("blk_image_catalog", backend_blk::fuzz::image_catalog),
     ("boot", toolstack_boot::fuzz::parse),
     ("xlcfg", closer::xlcfg::fuzz::parse),
     ("kernel_image", closer::kernel_image::fuzz::parse),
