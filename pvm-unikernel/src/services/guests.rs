@@ -1,0 +1,377 @@
+//! Guests: the table of them, and what administrators ask of it.
+//!
+//! A guest outlives its domain: a reboot gives it a new one, with the same name,
+//! configuration and console. What is done to one guest is done one thing at a time
+//! ([`Guest::turn`]); different guests do not wait for each other.
+
+mod life;
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::time::Duration;
+
+use toolstack_domain::build::{NodeMap, Placement};
+use toolstack_domain::config::{DomainState, GuestConfig, ImageId};
+use toolstack_domain::hypercalls::NodeId;
+use toolstack_domain::info::DomainInfo;
+use toolstack_domain::lifecycle::RestartBrake;
+use toolstack_domain::xen::Xen;
+use toolstack_rpc::RpcError;
+use toolstack_rpc::message::{self, GuestRef, ShutdownKind};
+use toolstack_rpc::server::check_name;
+use xen_abi::DomId;
+
+use super::console::GuestConsole;
+use super::devices::Devices;
+use super::host::{CALLS, Host, refused};
+use crate::exec::{Account, Task};
+use crate::sync::local::Mutex;
+use crate::time;
+use crate::xen_calls::XenCalls;
+
+/// How often the end of guests is looked for while somebody waits for it. Their end is
+/// noticed by Xen's event at once; this is only how fast the waiter hears of it.
+const WAIT_STEP: Duration = Duration::from_millis(100);
+
+/// One guest.
+pub struct Guest {
+    name: RefCell<String>,
+    config: GuestConfig,
+    console: Rc<GuestConsole>,
+    /// Its domain; none while it is being built, or rebooted.
+    running: RefCell<Option<Running>>,
+    /// What is done to it is done in turn. `true`: it is being ended for good.
+    turn: Mutex<bool>,
+    /// System time of its last start, against reboot loops.
+    started_ns: Cell<u64>,
+    /// Against a guest that does nothing but reboot.
+    brake: Cell<RestartBrake>,
+    /// CPU time of ours that was spent for it.
+    account: Account,
+}
+
+/// A guest's domain.
+struct Running {
+    domid: DomId,
+    placement: Placement,
+    nodes: NodeMap,
+    /// Serve its xenstore ring and its console ring.
+    rings: Vec<Task<()>>,
+    devices: Devices,
+    /// Its end has been noticed and is being dealt with, or it is kept as it is.
+    ended: bool,
+}
+
+/// What `create` made.
+#[derive(Clone, Copy, Debug)]
+pub struct Created {
+    /// The new domain.
+    pub domid: DomId,
+    /// The node that holds all of its memory.
+    pub node: Option<NodeId>,
+}
+
+/// The table.
+#[derive(Default)]
+pub struct Guests {
+    table: RefCell<BTreeMap<String, Rc<Guest>>>,
+}
+
+impl Guests {
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.table.borrow().len()).unwrap_or(u32::MAX)
+    }
+
+    fn all(&self) -> Vec<Rc<Guest>> {
+        self.table.borrow().values().cloned().collect()
+    }
+
+    fn find(&self, wanted: &GuestRef) -> Result<Rc<Guest>, RpcError> {
+        let table = self.table.borrow();
+        let found = match wanted {
+            GuestRef::Name(name) => table.get(name),
+            GuestRef::Id(id) => table.values().find(|g| g.domid() == Some(DomId(*id))),
+        };
+        found.cloned().ok_or_else(|| RpcError::NoSuchGuest {
+            guest: wanted.to_string(),
+        })
+    }
+
+    /// The guest and its domain.
+    fn find_domain(&self, wanted: &GuestRef) -> Result<(Rc<Guest>, DomId), RpcError> {
+        let guest = self.find(wanted)?;
+        let domid = guest.domid().ok_or_else(|| RpcError::Busy {
+            what: format!("guest {} is being started or ended", guest.name.borrow()),
+        })?;
+        Ok((guest, domid))
+    }
+
+    /// Puts a guest into the table, if neither name nor UUID is taken.
+    fn reserve(&self, config: GuestConfig) -> Result<Rc<Guest>, RpcError> {
+        check_name(&config.name)?;
+        let mut table = self.table.borrow_mut();
+        if table.contains_key(&config.name) {
+            return Err(RpcError::GuestExists { name: config.name });
+        }
+        if let Some(other) = table.values().find(|g| g.config.uuid == config.uuid) {
+            return Err(RpcError::UuidExists {
+                name: other.name.borrow().clone(),
+            });
+        }
+        let guest = Rc::new(Guest {
+            name: RefCell::new(config.name.clone()),
+            console: GuestConsole::new(),
+            running: RefCell::new(None),
+            turn: Mutex::new(false),
+            started_ns: Cell::new(0),
+            brake: Cell::new(RestartBrake::default()),
+            account: Account::new(),
+            config,
+        });
+        table.insert(guest.config.name.clone(), guest.clone());
+        Ok(guest)
+    }
+
+    /// Takes a guest out of the table, for good.
+    fn forget(&self, guest: &Guest) {
+        self.table.borrow_mut().remove(&*guest.name.borrow());
+        guest.console.end();
+    }
+
+    /// Makes a guest. Whatever fails, nothing of it is left.
+    pub async fn create(
+        &self,
+        host: &Rc<Host>,
+        config: GuestConfig,
+        paused: bool,
+    ) -> Result<Created, RpcError> {
+        if let Some(storage) = &host.storage {
+            storage.keep_definition(&config).await?;
+        }
+        let guest = self.reserve(config)?;
+        let mut turn = guest.turn.lock().await;
+        match life::start(host, &guest, paused).await {
+            Ok(created) => Ok(created),
+            Err(error) => {
+                *turn = true;
+                self.forget(&guest);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lists guests as Xen sees them now.
+    pub fn list(&self, only: Option<&GuestRef>) -> Result<Vec<message::DomainInfo>, RpcError> {
+        let guests = match only {
+            Some(wanted) => Vec::from([self.find(wanted)?]),
+            None => self.all(),
+        };
+        let domains = xen()?.domains().map_err(refused)?;
+        let mut list: Vec<_> = guests
+            .iter()
+            .filter_map(|guest| {
+                let domid = guest.domid()?;
+                let info = domains.iter().find(|info| info.id == domid)?;
+                Some(guest.describe(info))
+            })
+            .collect();
+        list.sort_by_key(|info| info.domid);
+        Ok(list)
+    }
+
+    /// Pauses a guest's vCPUs.
+    pub fn pause(&self, wanted: &GuestRef) -> Result<(), RpcError> {
+        let (guest, domid) = self.find_domain(wanted)?;
+        guest.check_alive(domid)?;
+        xen()?.pause_domain(domid).map_err(refused)
+    }
+
+    /// Lets a guest's vCPUs go on.
+    pub fn unpause(&self, wanted: &GuestRef) -> Result<(), RpcError> {
+        let (guest, domid) = self.find_domain(wanted)?;
+        guest.check_alive(domid)?;
+        xen()?.unpause_domain(domid).map_err(refused)
+    }
+
+    /// Asks the guest to shut down or reboot.
+    pub fn ask_to_shut_down(
+        &self,
+        host: &Host,
+        wanted: &GuestRef,
+        kind: ShutdownKind,
+    ) -> Result<(), RpcError> {
+        let (guest, domid) = self.find_domain(wanted)?;
+        guest.check_alive(domid)?;
+        let word = match kind {
+            ShutdownKind::PowerOff => "poweroff",
+            ShutdownKind::Reboot => "reboot",
+        };
+        let path = format!("/local/domain/{domid}/control/shutdown");
+        host.store
+            .with(|server| server.write(&path, word.as_bytes()))
+            .map_err(|error| super::host::failed("shutdown", format!("{error:?}")))
+    }
+
+    /// Ends a guest now.
+    pub async fn destroy(&self, host: &Rc<Host>, wanted: &GuestRef) -> Result<(), RpcError> {
+        let guest = self.find(wanted)?;
+        let mut turn = guest.turn.lock().await;
+        if *turn {
+            return Err(RpcError::NoSuchGuest {
+                guest: wanted.to_string(),
+            });
+        }
+        life::end(host, &guest).await?;
+        *turn = true;
+        self.forget(&guest);
+        Ok(())
+    }
+
+    /// Gives a guest another name, on its domain and in xenstore.
+    pub fn rename(&self, host: &Host, wanted: &GuestRef, name: String) -> Result<(), RpcError> {
+        check_name(&name)?;
+        let guest = self.find(wanted)?;
+        let mut table = self.table.borrow_mut();
+        if table.contains_key(&name) {
+            return Err(RpcError::GuestExists { name });
+        }
+        if let Some(domid) = guest.domid() {
+            let path = format!("/local/domain/{domid}/name");
+            host.store
+                .with(|server| server.write(&path, name.as_bytes()))
+                .map_err(|error| super::host::failed("rename", format!("{error:?}")))?;
+        }
+        let old = guest.name.replace(name.clone());
+        if let Some(guest) = table.remove(&old) {
+            table.insert(name, guest);
+        }
+        Ok(())
+    }
+
+    /// A guest's console.
+    pub fn console(&self, wanted: &GuestRef) -> Result<Rc<GuestConsole>, RpcError> {
+        Ok(self.find(wanted)?.console.clone())
+    }
+
+    /// Whether a guest boots from this image.
+    pub fn needs(&self, image: &ImageId) -> bool {
+        self.all().iter().any(|g| {
+            g.config.kernel.image == *image || g.config.ramdisk.is_some_and(|r| r.image == *image)
+        })
+    }
+
+    /// Names of the guests that use a volume.
+    pub fn users_of(&self, volume: &str) -> Vec<String> {
+        self.all()
+            .iter()
+            .filter(|g| g.config.disks.iter().any(|d| d.volume == volume))
+            .map(|g| g.name.borrow().clone())
+            .collect()
+    }
+
+    /// Asks every guest to shut down and waits until none runs.
+    pub async fn shut_down_all(&self, host: &Rc<Host>) {
+        for guest in self.all() {
+            let name = GuestRef::Name(guest.name.borrow().clone());
+            if let Err(error) = self.ask_to_shut_down(host, &name, ShutdownKind::PowerOff) {
+                log::warn!("guest {name}: {error}");
+            }
+        }
+        while self.count() > 0 {
+            time::sleep(WAIT_STEP).await;
+        }
+    }
+
+    /// Ends every guest.
+    pub async fn destroy_all(&self, host: &Rc<Host>) {
+        for guest in self.all() {
+            let name = GuestRef::Name(guest.name.borrow().clone());
+            if let Err(error) = self.destroy(host, &name).await {
+                log::error!("guest {name}: {error}");
+            }
+        }
+    }
+
+    /// Starts the guests that the host shall start at boot, from their stored definitions.
+    pub async fn start_stored(host: &Rc<Host>) {
+        for name in &host.config.guests {
+            let Some(storage) = &host.storage else {
+                log::error!("guest {name}: not started: no disk");
+                continue;
+            };
+            let started = match storage.definition(name).await {
+                Ok(config) => host.guests.create(host, config, false).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = started {
+                log::error!("guest {name}: not started at boot: {error}");
+            }
+        }
+    }
+
+    /// Notices the end of guests, for ever.
+    pub async fn follow(host: Rc<Host>) {
+        life::follow(host).await;
+    }
+}
+
+impl Guest {
+    fn domid(&self) -> Option<DomId> {
+        self.running.borrow().as_ref().map(|r| r.domid)
+    }
+
+    fn check_alive(&self, domid: DomId) -> Result<(), RpcError> {
+        let info = xen()?.domain_info(domid).map_err(refused)?;
+        match info.map(|info| info.state()) {
+            Some(DomainState::Running | DomainState::Blocked | DomainState::Paused) => Ok(()),
+            state => Err(RpcError::WrongState {
+                name: self.name.borrow().clone(),
+                state: state.unwrap_or(DomainState::Dying),
+            }),
+        }
+    }
+
+    fn describe(&self, info: &DomainInfo) -> message::DomainInfo {
+        let running = self.running.borrow();
+        let mut cpus: Vec<u32> = running
+            .iter()
+            .flat_map(|r| r.placement.pins.iter().flatten().copied())
+            .collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        message::DomainInfo {
+            name: self.name.borrow().clone(),
+            domid: info.id.0,
+            uuid: self.config.uuid,
+            kind: self.config.kind,
+            state: info.state(),
+            memory_kib: info.pages * 4,
+            vcpus: info.vcpus_online,
+            max_vcpus: info.vcpus,
+            cpus,
+            node: running
+                .as_ref()
+                .and_then(|r| one_node(&r.placement))
+                .map(|n| n.0),
+            cpu_ns: info.cpu_time_ns,
+            uptime_s: (time::now_ns() - self.started_ns.get()) / 1_000_000_000,
+        }
+    }
+}
+
+/// The node that holds all memory of a placement.
+fn one_node(placement: &Placement) -> Option<NodeId> {
+    match placement.memory.as_slice() {
+        [(node, _)] => Some(*node),
+        _ => None,
+    }
+}
+
+fn xen() -> Result<Xen<'static, XenCalls>, RpcError> {
+    Xen::new(&CALLS).map_err(|error| super::host::failed("Xen", error))
+}

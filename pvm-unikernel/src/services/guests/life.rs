@@ -1,0 +1,325 @@
+//! A guest's domain: starting it, ending it, and what follows when it ends by itself.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use toolstack_domain::build::{self, BuildError, Built};
+use toolstack_domain::config::{GuestConfig, GuestType};
+use toolstack_domain::destroy;
+use toolstack_domain::info::ShutdownReason;
+use toolstack_domain::lifecycle::{Next, after_shutdown};
+use toolstack_domain::placement::{self, PlacementError, Request};
+use toolstack_rpc::RpcError;
+use xen_abi::xen::virq;
+use xen_abi::{DomId, EvtchnPort, PAGE_SIZE};
+
+use super::{Created, Guest, Running, one_node};
+use crate::event::Port;
+use crate::exec;
+use crate::mem::ForeignMap;
+use crate::services::devices::Devices;
+use crate::services::host::{Host, failed, refused};
+use crate::services::nodes;
+use crate::services::storage::VolumeClaim;
+use crate::time;
+
+/// How long Xen may take to end a domain whose memory nobody maps any more.
+const END_LIMIT_MS: u32 = 30_000;
+
+/// Builds the guest's domain, its devices and rings, and lets it run unless `paused`.
+/// Whatever fails, nothing of the domain is left.
+pub(super) async fn start(
+    host: &Rc<Host>,
+    guest: &Rc<Guest>,
+    paused: bool,
+) -> Result<Created, RpcError> {
+    let config = &guest.config;
+    let began = time::now_ns();
+    let facts = host.facts()?;
+    let usable = facts.cpus.len() - host.mc_cpus.len();
+    let present = u32::try_from(usable).unwrap_or(u32::MAX);
+    if config.max_vcpus > present {
+        return Err(RpcError::NotEnoughCpus {
+            asked: config.max_vcpus,
+            present,
+        });
+    }
+    if config.kind == GuestType::Pvh && !facts.pvh {
+        let what = "PVH guests: no hardware virtualisation with nested paging";
+        return Err(RpcError::Unsupported { what: what.into() });
+    }
+    let storage = host.storage.as_ref().ok_or(RpcError::NoDisk {
+        place: toolstack_rpc::error::Place::Images,
+    })?;
+    let mut claims = Vec::new();
+    for disk in &config.disks {
+        claims.push(
+            storage
+                .claim(
+                    &disk.volume,
+                    &format!("guest {}", config.name),
+                    disk.writable,
+                )
+                .await?,
+        );
+    }
+    let placement = {
+        let guests = host.guests.all();
+        let running: Vec<_> = guests.iter().map(|g| g.running.borrow()).collect();
+        let pins = running
+            .iter()
+            .flat_map(|r| r.iter())
+            .flat_map(|r| &r.placement.pins);
+        let place = placement::Host::new(&facts, &host.mc_cpus, pins.map(Vec::as_slice));
+        placement::place(&place, &Request::of(config))
+            .map_err(|error| unplaced(error, config, present))?
+    };
+    let mut images = storage.images();
+    let built = build::build(host.xen, config, &placement, &mut images)
+        .await
+        .map_err(unbuilt)?;
+    let domid = built.domain;
+    log::info!(
+        "guest {}: domain {domid} built on {placement:?}",
+        config.name
+    );
+    let node = one_node(&placement);
+    *guest.running.borrow_mut() = Some(Running {
+        domid,
+        nodes: built.nodes.clone(),
+        rings: Vec::new(),
+        devices: Devices::default(),
+        ended: false,
+        placement,
+    });
+    guest.started_ns.set(time::now_ns());
+    let joined = join(host, guest, &built, claims);
+    let started = joined.and_then(|()| {
+        if paused {
+            Ok(())
+        } else {
+            host.xen.unpause_domain(domid).map_err(refused)
+        }
+    });
+    if let Err(error) = started {
+        if let Err(more) = end(host, guest).await {
+            log::error!("guest {}: half made, and: {more}", config.name);
+        }
+        return Err(error);
+    }
+    log::info!(
+        "guest {}: domain {domid} started, {} ms",
+        config.name,
+        (time::now_ns() - began) / 1_000_000
+    );
+    Ok(Created { domid, node })
+}
+
+/// Makes the domain known to xenstore, serves its rings, adds its devices.
+fn join(
+    host: &Rc<Host>,
+    guest: &Rc<Guest>,
+    built: &Built,
+    claims: Vec<VolumeClaim>,
+) -> Result<(), RpcError> {
+    let domid = built.domain;
+    nodes::write(host, &guest.config, built)?;
+    let open = |frame: u64, port: EvtchnPort| -> Result<_, RpcError> {
+        let map =
+            ForeignMap::new(domid, &[frame], true).map_err(|e| failed("mapping a ring", e))?;
+        let port =
+            Port::bind_interdomain(domid, port).map_err(|e| failed("binding a ring's port", e))?;
+        Ok((map.into_shared(), port))
+    };
+    let mut guard = guest.running.borrow_mut();
+    let running = guard
+        .as_mut()
+        .ok_or_else(|| failed("joining", "the domain is gone"))?;
+    let (page, port) = open(built.store_frame, built.store_port)?;
+    let store = host.store.clone().serve(domid, page, port);
+    running
+        .rings
+        .push(exec::spawn_local_for(&guest.account, store));
+    let (page, port) = open(built.console_frame, built.console_port)?;
+    let console = guest.console.clone().serve(page, port, domid);
+    running
+        .rings
+        .push(exec::spawn_local_for(&guest.account, console));
+    running.devices = Devices::start(
+        host,
+        &guest.config,
+        domid,
+        &running.placement,
+        claims,
+        &guest.account,
+    )?;
+    Ok(())
+}
+
+/// Ends the guest's domain, if it has one: devices first, then its memory, then Xen's part.
+pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcError> {
+    let Some(domid) = guest.domid() else {
+        return Ok(());
+    };
+    // A guest that still runs would see its devices go.
+    if let Err(error) = host.xen.pause_domain(domid) {
+        log::warn!("guest {}: {error}", guest.name.borrow());
+    }
+    let Some(mut running) = guest.running.borrow_mut().take() else {
+        return Ok(());
+    };
+    core::mem::take(&mut running.devices).end().await;
+    for ring in running.rings.drain(..) {
+        ring.cancel();
+        // Cancelled or over: its page is unmapped either way.
+        drop(ring.await);
+    }
+    let ended = end_domain(host, &running).await;
+    host.store.with(|server| server.domain_released(domid));
+    nodes::remove(host, &guest.config, domid);
+    ended.map_err(|error| failed("destroy", error))
+}
+
+/// Each node's memory is cleared by a task on a core of that node; then Xen does the rest.
+async fn end_domain(host: &Host, running: &Running) -> Result<(), destroy::DestroyError> {
+    let (xen, domid) = (host.xen, running.domid);
+    let began = time::now_ns();
+    if let Some(info) = xen.domain_info(domid)?
+        && info.hvm
+        && !info.dying
+    {
+        let mut parts = Vec::new();
+        for node in destroy::nodes_of(&running.nodes) {
+            let vcpu = host.topology.vcpu_near(hal::Node(node.0));
+            let nodes = running.nodes.clone();
+            parts.push(exec::spawn_on(vcpu, move || async move {
+                destroy::clear_node(&xen, domid, &nodes, node).await
+            }));
+        }
+        for part in parts {
+            match part.await {
+                Ok(Ok(cleared)) => log::debug!("domain {domid}: {cleared:?}"),
+                // Xen scrubs what is left.
+                Ok(Err(error)) => log::warn!("domain {domid}: clearing: {error}"),
+                Err(cancelled) => log::error!("domain {domid}: clearing: {cancelled}"),
+            }
+        }
+    }
+    destroy::end(&xen, domid, END_LIMIT_MS).await?;
+    log::info!(
+        "domain {domid} ended, {} ms",
+        (time::now_ns() - began) / 1_000_000
+    );
+    Ok(())
+}
+
+/// Waits for Xen to say that some domain ended, and deals with those that did.
+pub(super) async fn follow(host: Rc<Host>) {
+    let port = match Port::bind_virq(virq::DOM_EXC) {
+        Ok(port) => port,
+        Err(errno) => return log::error!("guests: no news of their end: VIRQ_DOM_EXC: {errno}"),
+    };
+    loop {
+        for guest in host.guests.all() {
+            let Some(domid) = guest.domid() else { continue };
+            let reason = match host.xen.domain_info(domid) {
+                Ok(Some(info)) => info.shutdown,
+                // Ended behind our back: clear up as after a crash.
+                Ok(None) => Some(ShutdownReason::Crash),
+                Err(error) => {
+                    log::error!("domain {domid}: {error}");
+                    continue;
+                }
+            };
+            let Some(reason) = reason else { continue };
+            let fresh = guest
+                .running
+                .borrow_mut()
+                .as_mut()
+                .is_some_and(|r| !core::mem::replace(&mut r.ended, true));
+            if fresh {
+                exec::spawn_local(ended(host.clone(), guest, domid, reason));
+            }
+        }
+        port.wait().await;
+    }
+}
+
+async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownReason) {
+    let mut turn = guest.turn.lock().await;
+    // An administrator may have ended or restarted it in the meantime.
+    if *turn || guest.domid() != Some(domid) {
+        return;
+    }
+    let next = after_shutdown(reason, &guest.config);
+    let name: String = guest.name.borrow().clone();
+    log::info!("guest {name}: domain {domid} ended: {reason:?}; {next:?}");
+    host.store.with(|server| server.domain_shutdown(domid));
+    if next == Next::Preserve {
+        return;
+    }
+    let lived = time::now_ns() - guest.started_ns.get();
+    if let Err(error) = end(&host, &guest).await {
+        log::error!("guest {name}: {error}");
+    }
+    if matches!(next, Next::Restart | Next::RenameRestart) {
+        let mut brake = guest.brake.get();
+        let may = brake.may_restart(lived);
+        guest.brake.set(brake);
+        if may {
+            guest
+                .console
+                .note(&format!("closer: guest {name} restarts"));
+            match start(&host, &guest, false).await {
+                Ok(_) => return,
+                Err(error) => log::error!("guest {name}: cannot be restarted: {error}"),
+            }
+        } else {
+            log::error!("guest {name}: restarted too often in too short a time; not again");
+        }
+    }
+    *turn = true;
+    host.guests.forget(&guest);
+}
+
+fn unplaced(error: PlacementError, config: &GuestConfig, present: u32) -> RpcError {
+    let mib = |pages: u64| pages * PAGE_SIZE as u64 >> 20;
+    match error {
+        PlacementError::Memory { asked, free } => RpcError::NotEnoughMemory {
+            asked_mib: mib(asked),
+            free_mib: free.iter().map(|(_, pages)| mib(*pages)).collect(),
+        },
+        PlacementError::NoCpu => RpcError::NoSuchCpu {
+            cpu: config.cpus.first().copied().unwrap_or(0),
+            present,
+        },
+    }
+}
+
+fn unbuilt(error: BuildError) -> RpcError {
+    match error {
+        BuildError::Call(call) => refused(call),
+        BuildError::Image(build::ImageError::Missing(id)) => RpcError::NoSuchImage { id },
+        BuildError::NoteMissing(_)
+        | BuildError::BadNote(_)
+        | BuildError::AutoTranslated
+        | BuildError::BadSegment { .. } => RpcError::BadKernel {
+            why: format!("{error}"),
+        },
+        BuildError::DoesNotFit { .. } => RpcError::BadConfig {
+            key: "memory".into(),
+            why: format!("{error}"),
+        },
+        BuildError::CommandLine { .. } => RpcError::BadConfig {
+            key: "cmdline".into(),
+            why: format!("{error}"),
+        },
+        BuildError::Vcpus { .. } => RpcError::BadConfig {
+            key: "vcpus".into(),
+            why: format!("{error}"),
+        },
+        other => failed("building the domain", other),
+    }
+}

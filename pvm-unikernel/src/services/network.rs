@@ -1,0 +1,230 @@
+//! The network: one NIC as uplink with a queue for each vCPU, the switch, the port of our
+//! own stack.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::OnceCell;
+
+use backend_net::switch::SwitchError;
+use backend_net::uplink::{self, Uplink, UplinkCounters};
+use backend_net::{Limits, LocalPort, Port, Stopper, Switch, stop_pair};
+use driver_igb::Igb;
+use driver_pci::Function;
+use hal::Node;
+use hal::net::{Link, MacAddr, NetDevice, PacketPool};
+use toolstack_boot::Nic;
+
+use crate::arch::{MAX_VCPUS, PerCpu};
+use crate::clock::VcpuTimer;
+use crate::event::Port as EventPort;
+use crate::exec;
+use crate::mem::NodeFrames;
+use crate::pci::{Ecam, XenPciFunction};
+use crate::topology::Topology;
+
+/// Payload of a frame on the wire.
+const MTU: u16 = 1500;
+/// Packet buffers (pages) that a vCPU's tasks may hold at most: its NIC queue's receive
+/// ring, and what its guests have in flight. Allocated as traffic needs them.
+const POOL_PAGES: usize = 2048;
+
+/// Each vCPU's packet memory, on its node.
+static POOLS: PerCpu<OnceCell<PacketPool>> = PerCpu::new([const { OnceCell::new() }; MAX_VCPUS]);
+
+/// The running vCPU's packet memory.
+pub fn pool(topology: &Topology) -> PacketPool {
+    let node = topology.node_of(exec::current());
+    POOLS
+        .here()
+        .get_or_init(|| PacketPool::new(Rc::new(NodeFrames), node, POOL_PAGES))
+        .clone()
+}
+
+/// The host's network.
+pub struct Network {
+    switch: Switch,
+    nic: Option<Arc<Igb>>,
+    function: Option<Rc<XenPciFunction>>,
+    /// Ends the NIC queues' tasks when dropped.
+    stoppers: Vec<Stopper>,
+    topology: Arc<Topology>,
+}
+
+impl Network {
+    /// Starts the NIC that carries the management address, and its queues' tasks. Without a
+    /// usable NIC there is still a switch, for traffic between guests.
+    pub async fn start(
+        ecam: &Rc<Ecam>,
+        functions: &[Function],
+        wanted: Nic,
+        topology: &Arc<Topology>,
+    ) -> Self {
+        let mut network = Self {
+            switch: Switch::new(),
+            nic: None,
+            function: None,
+            stoppers: Vec::new(),
+            topology: topology.clone(),
+        };
+        let candidates = functions
+            .iter()
+            .filter(|f| driver_igb::IDS.contains(&(f.vendor, f.device)));
+        for (index, function) in (0u32..).zip(candidates) {
+            let chosen = match wanted {
+                Nic::Index(n) => n == index,
+                Nic::Pci(at) => {
+                    function.address.segment == at.segment
+                        && function.address.bus == at.bus
+                        && function.address.devfn == at.device << 3 | at.function
+                }
+                // Known once the device is started.
+                Nic::Mac(_) => true,
+            };
+            if !chosen {
+                log::info!(
+                    "network: NIC {} is not the management NIC: left alone",
+                    function.address
+                );
+                continue;
+            }
+            match start_nic(ecam, *function, topology).await {
+                Ok((_, nic)) if matches!(wanted, Nic::Mac(mac) if mac != nic.mac().0) => {}
+                Ok((function, nic)) => {
+                    network.attach(function, nic);
+                    break;
+                }
+                Err(error) => log::error!("network: NIC {}: {error}", function.address),
+            }
+        }
+        if network.nic.is_none() {
+            log::error!("network: no usable NIC for {wanted:?}: guests reach each other only");
+        }
+        network
+    }
+
+    fn attach(&mut self, function: XenPciFunction, nic: Igb) {
+        let address = function.function().address;
+        log::info!(
+            "network: NIC {address}, MAC {}, {} queues",
+            nic.mac(),
+            nic.queues()
+        );
+        let (function, nic) = (Rc::new(function), Arc::new(nic));
+        match function.bind_vector(nic.link_vector(), exec::current()) {
+            Ok(line) => drop(exec::spawn_local(follow_link(nic.clone(), line))),
+            Err(error) => log::error!("network: NIC {address}: link interrupt: {error}"),
+        }
+        for queue in 0..nic.queues() {
+            let vcpu = nic.queue_vcpu(queue);
+            let line = match function.bind_vector(nic.queue_vector(queue), vcpu) {
+                Ok(line) => line,
+                Err(error) => {
+                    log::error!("network: NIC {address}: queue {queue}: {error}");
+                    continue;
+                }
+            };
+            let (stopper, stop) = stop_pair();
+            self.stoppers.push(stopper);
+            let (nic, switch, topology) = (nic.clone(), self.switch.clone(), self.topology.clone());
+            exec::spawn_on(vcpu, move || async move {
+                let pool = pool(&topology);
+                let port = match switch.add_uplink(vcpu, Limits::UPLINK) {
+                    Ok(port) => port,
+                    Err(error) => return log::error!("network: queue {queue}: {error}"),
+                };
+                let Some(taken) = nic.take_queue(queue, Box::new(line), pool.clone()) else {
+                    return log::error!("network: queue {queue} is taken");
+                };
+                let uplink = Uplink {
+                    queue: taken,
+                    offloads: nic.offloads(),
+                    max_frame: nic.max_frame(),
+                    port,
+                    pool,
+                    counters: Arc::new(UplinkCounters::default()),
+                };
+                uplink::serve(uplink, stop).await;
+            });
+        }
+        self.nic = Some(nic);
+        self.function = Some(function);
+    }
+
+    /// Whether a guest device may have this address: somebody else may have it already.
+    pub fn check_free(&self, mac: MacAddr) -> Result<(), SwitchError> {
+        self.switch.add_port(mac, Limits::VIF).map(drop)
+    }
+
+    /// A place at the switch for a guest device.
+    pub fn add_guest(&self, mac: MacAddr) -> Result<Port, SwitchError> {
+        let port = self.switch.add_port(mac, Limits::VIF)?;
+        self.set_filters();
+        Ok(port)
+    }
+
+    /// The place of our own stack, on the running vCPU, with the NIC's address.
+    pub fn local_port(&self) -> Option<LocalPort> {
+        let mac = self.nic.as_ref()?.mac();
+        let port = match self.switch.add_port(mac, Limits::LOCAL) {
+            Ok(port) => port,
+            Err(error) => {
+                log::error!("network: management port: {error}");
+                return None;
+            }
+        };
+        self.set_filters();
+        Some(LocalPort::new(port, exec::current(), pool(&self.topology)))
+    }
+
+    /// Has the NIC accept frames for every port. To be called again after a port went.
+    pub fn set_filters(&self) {
+        if let Some(nic) = &self.nic {
+            let filtering = nic.set_unicast_filters(&self.switch.addresses());
+            log::debug!("network: filtering {filtering:?}");
+        }
+    }
+
+    /// Stops the NIC's DMA, before the machine is turned off.
+    pub fn quiesce(&self) {
+        for stopper in &self.stoppers {
+            stopper.stop();
+        }
+        if let Some(function) = &self.function {
+            function.quiesce();
+        }
+    }
+}
+
+async fn start_nic(
+    ecam: &Rc<Ecam>,
+    function: Function,
+    topology: &Topology,
+) -> Result<(XenPciFunction, Igb), driver_igb::IgbError> {
+    let claimed = XenPciFunction::claim(ecam.clone(), function, Node(0))?;
+    let config = driver_igb::Config {
+        vcpus: topology.service_vcpus(),
+        mtu: MTU,
+    };
+    let nic = Igb::start(&claimed, &NodeFrames, &VcpuTimer::default(), &config).await?;
+    Ok((claimed, nic))
+}
+
+async fn follow_link(nic: Arc<Igb>, line: EventPort) {
+    let mut before = None;
+    loop {
+        let link = nic.service_link();
+        if before != Some(link) {
+            match link {
+                Link::Up { mbps, full_duplex } => {
+                    let duplex = if full_duplex { "full" } else { "half" };
+                    log::info!("network: link up, {mbps} Mbit/s, {duplex} duplex");
+                }
+                Link::Down => log::warn!("network: link down"),
+            }
+            before = Some(link);
+        }
+        line.wait().await;
+    }
+}

@@ -1,0 +1,268 @@
+//! The management RPC: one task for each connection, on an MC vCPU.
+
+mod console;
+mod volumes;
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::time::Duration;
+
+use toolstack_rpc::message::{HostInfo, LogSource, NodeInfo, OwnMemory};
+use toolstack_rpc::server::{self, ServerKeys};
+use toolstack_rpc::stream::{Entropy, NoEntropy};
+use toolstack_rpc::{
+    ConnectionError, PrivateKey, PublicKey, Request, Response, RpcError, ServerConnection,
+};
+
+use super::host::Host;
+use super::stack::{Closed, Connection, Stack};
+use crate::{exec, log as host_log, rng, time};
+
+/// Administrators served at once; further ones are told that the host is busy.
+const MAX_CLIENTS: u32 = 12;
+/// Strangers in the middle of their handshake at once; further ones are dropped.
+const MAX_STRANGERS: u32 = 8;
+/// What hello and handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// Why a connection ended.
+type Ended = ConnectionError<Closed>;
+/// A client that proved to be an administrator.
+type Client = ServerConnection<Connection>;
+
+/// The kernel's generator, for handshakes.
+struct KernelEntropy;
+
+impl Entropy for KernelEntropy {
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), NoEntropy> {
+        rng::fill(out);
+        Ok(())
+    }
+}
+
+/// Counts a value down when dropped.
+struct Counted(Rc<Cell<u32>>);
+
+impl Counted {
+    fn new(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Serves connections for ever.
+pub async fn serve(host: Rc<Host>, stack: Stack) {
+    let Some(key) = &host.config.host_key else {
+        return log::error!("rpc: the host has no key");
+    };
+    let keys = Rc::new(ServerKeys {
+        private: PrivateKey::from_bytes(key.0),
+        administrators: host
+            .config
+            .administrators
+            .iter()
+            .map(|admin| PublicKey(admin.key.0))
+            .collect(),
+    });
+    let clients = Rc::new(Cell::new(0));
+    let strangers = Rc::new(Cell::new(0));
+    loop {
+        let mut connection = stack.accept().await;
+        if strangers.get() >= MAX_STRANGERS {
+            // Dropping it closes it; an administrator tries again.
+            continue;
+        }
+        let stranger = Counted::new(&strangers);
+        if clients.get() >= MAX_CLIENTS {
+            exec::spawn_local(async move {
+                let told =
+                    time::timeout(server::refuse_busy(&mut connection), HANDSHAKE_TIME).await;
+                log::debug!(
+                    "rpc: {}: refused, too many clients: {told:?}",
+                    connection.peer()
+                );
+                drop(stranger);
+            });
+            continue;
+        }
+        let (host, keys, clients) = (host.clone(), keys.clone(), clients.clone());
+        exec::spawn_local(async move {
+            let peer = connection.peer();
+            let accepted = time::timeout(
+                server::accept(connection, &keys, &mut KernelEntropy),
+                HANDSHAKE_TIME,
+            )
+            .await;
+            drop(stranger);
+            let mut client = match accepted {
+                Ok(Ok(client)) => client,
+                // A stranger makes these at will: nothing above debug.
+                Ok(Err(why)) => return log::debug!("rpc: {peer}: {why}"),
+                Err(elapsed) => return log::debug!("rpc: {peer}: handshake {elapsed}"),
+            };
+            let _counted = Counted::new(&clients);
+            if let Err(why) = serve_client(&host, &mut client).await {
+                log::info!("rpc: {peer}: {why}");
+            }
+        });
+    }
+}
+
+async fn serve_client(host: &Rc<Host>, client: &mut Client) -> Result<(), Ended> {
+    while let Some(request) = client.next_request().await? {
+        serve_request(host, client, request).await?;
+    }
+    Ok(())
+}
+
+async fn serve_request(
+    host: &Rc<Host>,
+    client: &mut Client,
+    request: Request,
+) -> Result<(), Ended> {
+    match request {
+        Request::HostInfo => {
+            let response = host_info(host)
+                .await
+                .map(|info| Response::HostInfo(Box::new(info)));
+            answer(client, response).await
+        }
+        Request::DomainCreate { config, paused } => {
+            let created = host.guests.create(host, *config, paused).await;
+            let response = created.map(|c| Response::Created {
+                domid: c.domid.0,
+                node: c.node.map(|n| n.0),
+            });
+            answer(client, response).await
+        }
+        Request::DomainList { only } => {
+            answer(
+                client,
+                host.guests.list(only.as_ref()).map(Response::Domains),
+            )
+            .await
+        }
+        Request::DomainShutdown { guest, kind } => {
+            let asked = host.guests.ask_to_shut_down(host, &guest, kind);
+            client.respond_result(asked).await
+        }
+        Request::DomainDestroy { guest } => {
+            let done = host.guests.destroy(host, &guest).await;
+            client.respond_result(done).await
+        }
+        Request::DomainPause { guest } => client.respond_result(host.guests.pause(&guest)).await,
+        Request::DomainUnpause { guest } => {
+            client.respond_result(host.guests.unpause(&guest)).await
+        }
+        Request::DomainRename { guest, name } => {
+            client
+                .respond_result(host.guests.rename(host, &guest, name))
+                .await
+        }
+        Request::ConsoleAttach { guest, replay } => {
+            console::attach(host, client, &guest, replay).await
+        }
+        Request::ConsoleLog { guest } => console::log(host, client, &guest).await,
+        Request::HostLog {
+            source: LogSource::Closer,
+        } => client.respond_stream(&host_log::tail(usize::MAX)).await,
+        Request::HostLog {
+            source: LogSource::Xen,
+        } => match host.xen_log() {
+            Ok(bytes) => client.respond_stream(&bytes).await,
+            Err(error) => client.respond_error(error).await,
+        },
+        Request::HostPower { action, force } => {
+            client.respond_result(Ok(())).await?;
+            host.power_down(action, force).await
+        }
+        Request::XenstoreList { path } => match host.store.dump(&path) {
+            Ok(text) => client.respond_stream(text.as_bytes()).await,
+            Err(error) => client.respond_error(error).await,
+        },
+        Request::ImageHas { ids } => volumes::image_has(host, client, &ids).await,
+        Request::ImagePut { id, len } => volumes::image_put(host, client, id, len).await,
+        Request::VolumeCreate { name, size } => volumes::create(host, client, &name, size).await,
+        Request::VolumeImport {
+            name,
+            size,
+            len,
+            mode,
+        } => volumes::import(host, client, &name, size, len, mode).await,
+        Request::VolumeExport { name } => volumes::export(host, client, &name).await,
+        Request::VolumeList => {
+            let list = volumes::list(host).await.map(Response::Volumes);
+            answer(client, list).await
+        }
+        Request::VolumeRemove { name } => {
+            let removed = volumes::remove(host, &name).await;
+            client.respond_result(removed).await
+        }
+    }
+}
+
+async fn answer(client: &mut Client, response: Result<Response, RpcError>) -> Result<(), Ended> {
+    match response {
+        Ok(response) => client.respond(&response).await,
+        Err(error) => client.respond_error(error).await,
+    }
+}
+
+async fn host_info(host: &Host) -> Result<HostInfo, RpcError> {
+    let facts = host.facts()?;
+    let counts = crate::mem::counts();
+    let page = xen_abi::PAGE_SIZE as u64;
+    let used = |c: &crate::mem::NodeCount| (c.total - c.free) * page;
+    let own_used = |node: u32| counts.get(node as usize).map_or(0, used);
+    let (volumes, images) = match &host.storage {
+        Some(storage) => (
+            Some(storage.volume_space().await),
+            Some(storage.image_space()),
+        ),
+        None => (None, None),
+    };
+    Ok(HostInfo {
+        name: host.config.hostname.clone(),
+        closer_version: env!("CARGO_PKG_VERSION").to_string(),
+        xen_version: host.xen_version.clone(),
+        uptime_s: (time::now_ns() - host.started_ns) / 1_000_000_000,
+        wall_clock_s: time::wall_clock() / 1_000_000_000,
+        cpus: u32::try_from(facts.cpus.len()).unwrap_or(u32::MAX),
+        mc_cpus: host.mc_cpus.clone(),
+        memory: facts.memory,
+        free_memory: facts.free,
+        nodes: facts
+            .nodes
+            .iter()
+            .map(|node| NodeInfo {
+                id: node.id.0,
+                memory: node.memory,
+                free: node.free,
+                cpus: facts
+                    .cpus
+                    .iter()
+                    .filter(|c| c.node == node.id)
+                    .map(|c| c.id)
+                    .collect(),
+                own_used: own_used(node.id.0),
+            })
+            .collect::<Vec<_>>(),
+        own: OwnMemory {
+            total: counts.iter().map(|c| c.total * page).sum(),
+            used: counts.iter().map(used).sum(),
+            heap_used: crate::mem::heap_used_bytes() as u64,
+        },
+        guests: host.guests.count(),
+        volumes,
+        images,
+    })
+}

@@ -1,0 +1,333 @@
+//! Volumes and images: requests with streams of data.
+
+use alloc::rc::Rc;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use backend_blk::{BlockError, ByteIo, Disk, QueueDisk, SECTOR, Volume};
+use toolstack_domain::config::ImageId;
+use toolstack_rpc::error::Place;
+use toolstack_rpc::message::{ImportMode, VolumeInfo};
+use toolstack_rpc::transfer::TransferError;
+use toolstack_rpc::{Chunk, Response, RpcError};
+
+use super::{Client, Ended};
+use crate::services::host::Host;
+use crate::services::storage::{Storage, VolumeClaim, area_error};
+
+/// Bytes written or read in one go.
+const STEP: usize = 64 * 1024;
+/// Images that one question may name.
+const MAX_QUESTION: usize = 64;
+
+fn storage(host: &Host, place: Place) -> Result<&Rc<Storage>, RpcError> {
+    host.storage.as_ref().ok_or(RpcError::NoDisk { place })
+}
+
+/// Answers an error, or goes on with the value.
+macro_rules! or_refuse {
+    ($client:expr, $result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(error) => return $client.respond_error(error).await,
+        }
+    };
+}
+
+pub async fn image_has(host: &Host, client: &mut Client, ids: &[ImageId]) -> Result<(), Ended> {
+    let storage = or_refuse!(client, storage(host, Place::Images));
+    let present = ids
+        .iter()
+        .take(MAX_QUESTION)
+        .map(|id| storage.has_image(id))
+        .collect();
+    client.respond(&Response::Present(present)).await
+}
+
+pub async fn image_put(
+    host: &Host,
+    client: &mut Client,
+    id: ImageId,
+    len: u64,
+) -> Result<(), Ended> {
+    let storage = or_refuse!(client, storage(host, Place::Images));
+    if storage.has_image(&id) {
+        return client.respond(&Response::Done).await;
+    }
+    let keep = |id: &ImageId| host.guests.needs(id);
+    let mut put = or_refuse!(client, storage.put_image(&id, len, keep).await);
+    client.respond(&Response::Ready { len: 0 }).await?;
+    let mut incoming = client.incoming(Some(len));
+    loop {
+        let written = match incoming.next().await {
+            Ok(None) => break,
+            Ok(Some(Chunk::Bytes(bytes))) => put.write(bytes).await,
+            Ok(Some(Chunk::Zeros(count))) => write_zeros(&mut put, count).await,
+            Err(error) => return over(error),
+        };
+        if let Err(error) = written {
+            return incoming.reject(&area_error(error, len)).await;
+        }
+    }
+    match put.commit().await {
+        Ok(_handle) => client.respond(&Response::Done).await,
+        Err(backend_blk::images::ImageError::Mismatch(found)) => {
+            client
+                .respond_error(RpcError::ImageCorrupt {
+                    id,
+                    found: ImageId(found.0),
+                })
+                .await
+        }
+        Err(error) => client.respond_error(area_error(error, len)).await,
+    }
+}
+
+async fn write_zeros<D: Disk>(
+    put: &mut backend_blk::images::Put<D>,
+    mut count: u64,
+) -> Result<(), backend_blk::images::ImageError> {
+    let zeros = [0; 4096];
+    while count > 0 {
+        let now = usize::try_from(count).map_or(zeros.len(), |c| c.min(zeros.len()));
+        put.write(&zeros[..now]).await?;
+        count -= now as u64;
+    }
+    Ok(())
+}
+
+/// A stream that ended early: only a broken connection ends the client's task.
+fn over(error: TransferError<super::Closed>) -> Result<(), Ended> {
+    match error {
+        TransferError::Connection(error) => Err(error),
+        TransferError::Aborted(_) | TransferError::Rejected(_) => Ok(()),
+    }
+}
+
+pub async fn create(host: &Host, client: &mut Client, name: &str, size: u64) -> Result<(), Ended> {
+    let storage = or_refuse!(client, storage(host, Place::Volumes));
+    or_refuse!(client, storage.create_volume(name, size).await);
+    let made = fill_new(storage, name).await;
+    if made.is_err() {
+        discard(storage, name).await;
+    }
+    client.respond_result(made).await
+}
+
+/// Zeroes a new volume: what was on the disk is nobody's business.
+async fn fill_new(storage: &Rc<Storage>, name: &str) -> Result<(), RpcError> {
+    let claim = storage.claim(name, "its creation", true).await?;
+    let io = storage.bytes_of(&claim)?;
+    let failed = |e: BlockError| disk_failed(name, e);
+    io.zero(0, claim.extent().sectors).await.map_err(failed)?;
+    io.flush().await.map_err(failed)
+}
+
+async fn discard(storage: &Storage, name: &str) {
+    if let Err(error) = storage.remove_volume(name).await {
+        log::error!("volume {name}: half made, and stays: {error}");
+    }
+}
+
+fn disk_failed(name: &str, error: BlockError) -> RpcError {
+    RpcError::DiskFailed {
+        what: name.into(),
+        why: error.to_string(),
+    }
+}
+
+pub async fn import(
+    host: &Host,
+    client: &mut Client,
+    name: &str,
+    size: u64,
+    len: u64,
+    mode: ImportMode,
+) -> Result<(), Ended> {
+    let storage = or_refuse!(client, storage(host, Place::Volumes));
+    let new = mode == ImportMode::New;
+    if new {
+        or_refuse!(client, storage.create_volume(name, size.max(len)).await);
+    }
+    let outcome = match storage.claim(name, "an import", true).await {
+        Ok(claim) => receive(storage, client, &claim, len, new).await,
+        Err(error) => Ok(Err(error)),
+    };
+    // A new volume that is not whole is none.
+    if new && !matches!(outcome, Ok(Ok(()))) {
+        discard(storage, name).await;
+    }
+    match outcome? {
+        Ok(()) => client.respond(&Response::Done).await,
+        Err(RpcError::Aborted { .. }) => Ok(()),
+        Err(error) => client.respond_error(error).await,
+    }
+}
+
+/// Takes the stream. The inner error has not been answered yet, but for `Aborted`.
+async fn receive(
+    storage: &Storage,
+    client: &mut Client,
+    claim: &VolumeClaim,
+    len: u64,
+    new: bool,
+) -> Result<Result<(), RpcError>, Ended> {
+    let capacity = claim.extent().sectors * SECTOR;
+    if len > capacity {
+        let name = claim.name().into();
+        return Ok(Err(RpcError::VolumeTooSmall {
+            name,
+            asked: len,
+            size: capacity,
+        }));
+    }
+    let io = match storage.bytes_of(claim) {
+        Ok(io) => io,
+        Err(error) => return Ok(Err(error)),
+    };
+    client.respond(&Response::Ready { len: 0 }).await?;
+    let mut writer = Writer {
+        io: &io,
+        at: 0,
+        gathered: Vec::with_capacity(STEP),
+    };
+    let mut incoming = client.incoming(Some(len));
+    let gone = |error| {
+        Ok(Err(RpcError::Aborted {
+            why: alloc::format!("{error}"),
+        }))
+    };
+    loop {
+        let written = match incoming.next().await {
+            Ok(None) => break,
+            Ok(Some(Chunk::Bytes(bytes))) => writer.write(bytes).await,
+            Ok(Some(Chunk::Zeros(count))) => writer.zeros(count).await,
+            Err(TransferError::Connection(error)) => return Err(error),
+            Err(TransferError::Aborted(error) | TransferError::Rejected(error)) => {
+                return gone(error);
+            }
+        };
+        if let Err(error) = written {
+            let error = disk_failed(claim.name(), error);
+            incoming.reject(&error).await?;
+            return gone(error);
+        }
+    }
+    let finished = writer.finish(new.then_some(claim.extent().sectors)).await;
+    Ok(finished.map_err(|error| disk_failed(claim.name(), error)))
+}
+
+/// Writes a stream from a volume's start on, in whole blocks.
+struct Writer<'a> {
+    io: &'a ByteIo<Volume<QueueDisk>>,
+    /// Sector of the first byte gathered.
+    at: u64,
+    gathered: Vec<u8>,
+}
+
+impl Writer<'_> {
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), BlockError> {
+        while !bytes.is_empty() {
+            let now = bytes.len().min(STEP - self.gathered.len());
+            self.gathered.extend_from_slice(&bytes[..now]);
+            bytes = &bytes[now..];
+            if self.gathered.len() == STEP {
+                self.put_out().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_out(&mut self) -> Result<(), BlockError> {
+        let block = self.io.disk().geometry().block_size as usize;
+        self.gathered
+            .resize(self.gathered.len().next_multiple_of(block), 0);
+        self.io.write(self.at, &self.gathered).await?;
+        self.at += self.gathered.len() as u64 / SECTOR;
+        self.gathered.clear();
+        Ok(())
+    }
+
+    async fn zeros(&mut self, mut count: u64) -> Result<(), BlockError> {
+        let zeros = [0; 4096];
+        // Up to a whole step by hand, then at the disk's own pace, then the rest.
+        while count > 0 {
+            if self.gathered.is_empty() && count >= STEP as u64 {
+                let whole = count / STEP as u64 * STEP as u64;
+                self.io.zero(self.at, whole / SECTOR).await?;
+                self.at += whole / SECTOR;
+                count -= whole;
+                continue;
+            }
+            let room = (STEP - self.gathered.len()).min(zeros.len());
+            let now = usize::try_from(count).map_or(room, |c| c.min(room));
+            self.write(&zeros[..now]).await?;
+            count -= now as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes what is gathered, zeroes up to `end` if given, and makes all of it durable.
+    async fn finish(mut self, end: Option<u64>) -> Result<(), BlockError> {
+        if !self.gathered.is_empty() {
+            self.put_out().await?;
+        }
+        if let Some(end) = end {
+            self.io.zero(self.at, end.saturating_sub(self.at)).await?;
+        }
+        self.io.flush().await
+    }
+}
+
+pub async fn export(host: &Host, client: &mut Client, name: &str) -> Result<(), Ended> {
+    let storage = or_refuse!(client, storage(host, Place::Volumes));
+    let claim = or_refuse!(client, storage.claim(name, "an export", false).await);
+    let io = or_refuse!(client, storage.bytes_of(&claim));
+    let mut left = claim.extent().sectors;
+    client
+        .respond(&Response::Ready { len: left * SECTOR })
+        .await?;
+    let mut outgoing = client.outgoing();
+    let mut buffer = vec![0; STEP];
+    let mut at = 0;
+    while left > 0 {
+        let now = left.min(STEP as u64 / SECTOR);
+        let bytes = usize::try_from(now * SECTOR).unwrap_or(STEP);
+        let chunk = &mut buffer[..bytes];
+        if let Err(error) = io.read(at, chunk).await {
+            return outgoing.abort(&disk_failed(name, error)).await;
+        }
+        let sent = if chunk.iter().all(|byte| *byte == 0) {
+            outgoing.send_zeros(chunk.len() as u64).await
+        } else {
+            outgoing.send(chunk).await
+        };
+        if let Err(error) = sent {
+            return over(error);
+        }
+        at += now;
+        left -= now;
+    }
+    match outgoing.finish().await {
+        Ok(()) => Ok(()),
+        Err(error) => over(error),
+    }
+}
+
+pub async fn list(host: &Host) -> Result<Vec<VolumeInfo>, RpcError> {
+    let storage = storage(host, Place::Volumes)?;
+    let volumes = storage.volumes().await;
+    Ok(volumes
+        .into_iter()
+        .map(|volume| VolumeInfo {
+            size: volume.extent.sectors * SECTOR,
+            used_by: host.guests.users_of(&volume.name),
+            name: volume.name,
+        })
+        .collect())
+}
+
+pub async fn remove(host: &Host, name: &str) -> Result<(), RpcError> {
+    storage(host, Place::Volumes)?.remove_volume(name).await
+}

@@ -1,0 +1,442 @@
+//! The management network: TCP on the pVM's own switch port.
+//!
+//! One task polls smoltcp; sockets wake their users through smoltcp's wakers. Not on
+//! any guest's path: guests' frames never come here.
+
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::future::poll_fn;
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+
+use backend_net::LocalPort;
+use futures_util::future::select;
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{dhcpv4, tcp};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use toolstack_boot::Address;
+use toolstack_rpc::stream::ByteStream;
+
+use crate::exec;
+use crate::sync::Notify;
+use crate::time;
+
+/// Bytes of a connection's receive buffer: the window that a volume import fills.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Bytes of a connection's send buffer.
+const SEND_BUFFER: usize = 32 * 1024;
+/// Listening sockets kept ready: connections that may arrive before one is accepted.
+const BACKLOG: usize = 4;
+/// Connections at once, listening sockets included; bounds the stack's memory.
+const MAX_SOCKETS: usize = 24;
+/// A peer silent for this long, with keep-alives unanswered, is gone.
+const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(30);
+const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(10);
+/// How long the start waits for an address.
+const ADDRESS_TIME_NS: u64 = 30_000_000_000;
+/// Ethernet frame without FCS.
+const MAX_FRAME: usize = 1514;
+/// Frames one poll takes in before other tasks of this vCPU get their turn.
+const FRAMES_PER_POLL: usize = 64;
+
+/// smoltcp's device: the switch's local port.
+struct PortDevice {
+    port: LocalPort,
+    pending: VecDeque<Vec<u8>>,
+}
+
+struct Received(Vec<u8>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+struct Transmit<'a>(&'a mut LocalPort);
+
+impl TxToken for Transmit<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = vec![0; len];
+        let result = f(&mut frame);
+        // A full queue drops the frame, as a wire does; TCP sends it again.
+        let _sent: bool = self.0.send(&frame);
+        result
+    }
+}
+
+impl Device for PortDevice {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Transmit<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Transmit<'_>)> {
+        let frame = self.pending.pop_front()?;
+        Some((Received(frame), Transmit(&mut self.port)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Transmit<'_>> {
+        Some(Transmit(&mut self.port))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = MAX_FRAME;
+        capabilities
+    }
+}
+
+struct Inner {
+    device: PortDevice,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    dhcp: Option<SocketHandle>,
+    listening: VecDeque<SocketHandle>,
+    /// Closed by their users, waiting for the peer to agree.
+    closing: Vec<SocketHandle>,
+    open: usize,
+    port: u16,
+}
+
+/// The management stack. Lives on one MC vCPU.
+#[derive(Clone)]
+pub struct Stack {
+    inner: Rc<RefCell<Inner>>,
+    /// A socket has work for the poll task.
+    work: Rc<Notify>,
+    /// A listening socket may have become a connection.
+    arrivals: Rc<Notify>,
+}
+
+impl Stack {
+    /// Brings the stack up and starts its poll task. `seed` feeds TCP's sequence numbers.
+    pub fn start(port: LocalPort, address: Address, rpc_port: u16, seed: u64) -> Self {
+        let mac = port.mac();
+        let mut device = PortDevice {
+            port,
+            pending: VecDeque::new(),
+        };
+        let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac.0)));
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut device, now());
+        let mut sockets = SocketSet::new(Vec::new());
+        let dhcp = match address {
+            Address::Dhcp => Some(sockets.add(dhcpv4::Socket::new())),
+            Address::Static {
+                address,
+                prefix,
+                gateway,
+                ..
+            } => {
+                set_address(
+                    &mut interface,
+                    Some(Ipv4Cidr::new(address, prefix)),
+                    gateway,
+                );
+                None
+            }
+        };
+        let stack = Self {
+            inner: Rc::new(RefCell::new(Inner {
+                device,
+                interface,
+                sockets,
+                dhcp,
+                listening: VecDeque::new(),
+                closing: Vec::new(),
+                open: 0,
+                port: rpc_port,
+            })),
+            work: Rc::new(Notify::new()),
+            arrivals: Rc::new(Notify::new()),
+        };
+        stack.inner.borrow_mut().refill_backlog();
+        exec::spawn_local(stack.clone().run());
+        stack
+    }
+
+    /// The address in use, once there is one.
+    pub fn address(&self) -> Option<Ipv4Cidr> {
+        self.inner
+            .borrow()
+            .interface
+            .ip_addrs()
+            .iter()
+            .find_map(|cidr| match cidr {
+                IpCidr::Ipv4(cidr) => Some(*cidr),
+                IpCidr::Ipv6(_) => None,
+            })
+    }
+
+    /// Waits until the host has an address, some time at most: a host without one still
+    /// runs its guests.
+    pub async fn up(&self) {
+        let until = time::now_ns() + ADDRESS_TIME_NS;
+        while self.address().is_none() {
+            let seen = self.arrivals.generation();
+            let left = Duration::from_nanos(until.saturating_sub(time::now_ns()));
+            if time::timeout(self.arrivals.changed(seen), left)
+                .await
+                .is_err()
+            {
+                return log::error!("management: still no address");
+            }
+        }
+        if let Some(address) = self.address() {
+            log::info!("management: {address}, port {}", self.inner.borrow().port);
+        }
+    }
+
+    async fn run(self) {
+        loop {
+            let seen = self.work.generation();
+            let delay = self.poll();
+            self.arrivals.notify_all();
+            exec::checkpoint().await;
+            let frames = pin!(poll_fn(|cx| self
+                .inner
+                .borrow_mut()
+                .device
+                .port
+                .poll_recv(cx)));
+            let work = pin!(self.work.changed(seen));
+            let wake = select(frames, work);
+            // Whichever it was: poll again.
+            match delay {
+                Some(delay) => drop(time::timeout(wake, delay).await),
+                None => drop(wake.await),
+            }
+        }
+    }
+
+    /// One bounded round; returns how long nothing needs doing.
+    fn poll(&self) -> Option<Duration> {
+        let inner = &mut *self.inner.borrow_mut();
+        while inner.device.pending.len() < FRAMES_PER_POLL {
+            match inner.device.port.try_recv() {
+                Some(frame) => inner.device.pending.push_back(frame),
+                None => break,
+            }
+        }
+        let now = now();
+        inner
+            .interface
+            .poll(now, &mut inner.device, &mut inner.sockets);
+        inner.follow_dhcp();
+        inner.reap();
+        inner.refill_backlog();
+        inner
+            .interface
+            .poll_delay(now, &inner.sockets)
+            .map(|delay| Duration::from_micros(delay.total_micros()))
+    }
+
+    /// The next connection.
+    pub async fn accept(&self) -> Connection {
+        loop {
+            let seen = self.arrivals.generation();
+            if let Some(connection) = self.try_accept() {
+                return connection;
+            }
+            self.arrivals.changed(seen).await;
+        }
+    }
+
+    fn try_accept(&self) -> Option<Connection> {
+        let inner = &mut *self.inner.borrow_mut();
+        let index = inner.listening.iter().position(|handle| {
+            let socket = inner.sockets.get::<tcp::Socket<'_>>(*handle);
+            socket.may_recv() && socket.may_send()
+        })?;
+        let handle = inner.listening.remove(index)?;
+        let socket = inner.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        socket.set_timeout(Some(PEER_TIMEOUT));
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        socket.set_nagle_enabled(false);
+        let peer = socket.remote_endpoint().map(|end| end.addr);
+        inner.refill_backlog();
+        Some(Connection {
+            stack: self.clone(),
+            handle,
+            peer,
+        })
+    }
+}
+
+impl Inner {
+    fn refill_backlog(&mut self) {
+        // A connection attempt that died before it was accepted leaves a dead socket.
+        for handle in &self.listening {
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(*handle);
+            if !socket.is_open() && socket.listen(self.port).is_err() {
+                log::error!("management: port {} cannot be listened on", self.port);
+            }
+        }
+        while self.listening.len() < BACKLOG && self.open < MAX_SOCKETS {
+            let mut socket = tcp::Socket::new(
+                tcp::SocketBuffer::new(vec![0; RECEIVE_BUFFER]),
+                tcp::SocketBuffer::new(vec![0; SEND_BUFFER]),
+            );
+            if socket.listen(self.port).is_err() {
+                log::error!("management: port {} cannot be listened on", self.port);
+                return;
+            }
+            self.listening.push_back(self.sockets.add(socket));
+            self.open += 1;
+        }
+    }
+
+    fn follow_dhcp(&mut self) {
+        let Some(handle) = self.dhcp else { return };
+        match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+            Some(dhcpv4::Event::Configured(config)) => {
+                let (address, router) = (config.address, config.router);
+                log::info!("management: address {address} by DHCP");
+                set_address(&mut self.interface, Some(address), router);
+            }
+            Some(dhcpv4::Event::Deconfigured) => {
+                log::warn!("management: no address; asking DHCP");
+                set_address(&mut self.interface, None, None);
+            }
+            None => {}
+        }
+    }
+
+    fn reap(&mut self) {
+        let sockets = &mut self.sockets;
+        let before = self.closing.len();
+        self.closing.retain(|handle| {
+            let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
+            let done = !socket.is_open() || socket.state() == tcp::State::TimeWait;
+            if done {
+                sockets.remove(*handle);
+            }
+            !done
+        });
+        self.open -= before - self.closing.len();
+    }
+}
+
+fn set_address(interface: &mut Interface, address: Option<Ipv4Cidr>, router: Option<Ipv4Address>) {
+    interface.update_ip_addrs(|list| {
+        list.clear();
+        if let Some(address) = address {
+            // The list was just emptied and holds two.
+            list.push(IpCidr::Ipv4(address))
+                .expect("room for one address");
+        }
+    });
+    let routes = interface.routes_mut();
+    routes.remove_default_ipv4_route();
+    if let Some(router) = router {
+        // Likewise.
+        routes
+            .add_default_ipv4_route(router)
+            .expect("room for one route");
+    }
+}
+
+fn now() -> Instant {
+    Instant::from_micros(i64::try_from(time::now_ns() / 1000).unwrap_or(i64::MAX))
+}
+
+/// One TCP connection. Dropping it closes the connection after what was written is
+/// sent; a peer that does not answer is given up after [`PEER_TIMEOUT`].
+pub struct Connection {
+    stack: Stack,
+    handle: SocketHandle,
+    peer: Option<smoltcp::wire::IpAddress>,
+}
+
+impl Connection {
+    /// The peer's address, for logs.
+    pub fn peer(&self) -> PeerName {
+        PeerName(self.peer)
+    }
+}
+
+/// How a peer is named in logs.
+#[derive(Clone, Copy)]
+pub struct PeerName(Option<smoltcp::wire::IpAddress>);
+
+impl core::fmt::Display for PeerName {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            Some(address) => write!(f, "{address}"),
+            None => f.write_str("a peer that is gone"),
+        }
+    }
+}
+
+/// The connection ended: reset, timed out, or closed by the peer while we wrote.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed;
+
+impl core::fmt::Display for Closed {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("the connection ended")
+    }
+}
+
+impl ByteStream for Connection {
+    type Error = Closed;
+
+    async fn read(&mut self, buf: &mut [u8]) -> Result<usize, Closed> {
+        let count = poll_fn(|cx| {
+            let inner = &mut *self.stack.inner.borrow_mut();
+            let socket = inner.sockets.get_mut::<tcp::Socket<'_>>(self.handle);
+            if socket.can_recv() {
+                return Poll::Ready(socket.recv_slice(buf).map_err(|_| Closed));
+            }
+            if !socket.may_recv() {
+                // Closed in order reads as an end; reset or timed out is an error.
+                return Poll::Ready(if socket.is_open() { Ok(0) } else { Err(Closed) });
+            }
+            socket.register_recv_waker(cx.waker());
+            Poll::Pending
+        })
+        .await?;
+        // The window grew: the peer must hear of it.
+        self.stack.work.notify_all();
+        Ok(count)
+    }
+
+    async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), Closed> {
+        while !bytes.is_empty() {
+            let count = poll_fn(|cx| {
+                let inner = &mut *self.stack.inner.borrow_mut();
+                let socket = inner.sockets.get_mut::<tcp::Socket<'_>>(self.handle);
+                if !socket.may_send() {
+                    return Poll::Ready(Err(Closed));
+                }
+                if socket.can_send() {
+                    return Poll::Ready(socket.send_slice(bytes).map_err(|_| Closed));
+                }
+                socket.register_send_waker(cx.waker());
+                Poll::Pending
+            })
+            .await?;
+            bytes = &bytes[count..];
+            self.stack.work.notify_all();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let inner = &mut *self.stack.inner.borrow_mut();
+        inner
+            .sockets
+            .get_mut::<tcp::Socket<'_>>(self.handle)
+            .close();
+        inner.closing.push(self.handle);
+        self.stack.work.notify_all();
+    }
+}

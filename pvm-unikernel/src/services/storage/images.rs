@@ -1,0 +1,139 @@
+//! The image area as the services use it: kernels, ramdisks, guests' definitions.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::string::ToString;
+use core::fmt;
+
+use backend_blk::images::{ImageArea, ImageError, ObjectHandle, ObjectId, Put};
+use backend_blk::{QueueDisk, Volume};
+use toolstack_domain::build::{ImageError as SourceError, ImageSource};
+use toolstack_domain::config::{GuestConfig, ImageId};
+use toolstack_rpc::RpcError;
+use toolstack_rpc::error::Place;
+use toolstack_rpc::message::Space;
+
+use super::Storage;
+
+type Area = ImageArea<Volume<QueueDisk>>;
+
+/// The images that a guest is built from.
+pub struct Images {
+    area: Area,
+    /// The last one used: a build reads one image after the other.
+    open: Option<ObjectHandle>,
+}
+
+impl ImageSource for Images {
+    async fn read(
+        &mut self,
+        image: ImageId,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let id = ObjectId(image.0);
+        let handle = match self.open.take().filter(|open| open.id() == id) {
+            Some(open) => open,
+            None => self
+                .area
+                .open_object(&id)
+                .map_err(|_| SourceError::Missing(image))?,
+        };
+        let handle = self.open.insert(handle);
+        handle
+            .read(self.area.io(), offset, buf)
+            .await
+            .map_err(|error| match error {
+                ImageError::OutOfRange => SourceError::TooShort { image, offset },
+                _ => SourceError::Io { image, offset },
+            })
+    }
+}
+
+fn record(name: &str) -> String {
+    format!("guest/{name}")
+}
+
+/// An error of the image area, for the administrator.
+pub fn area_error(error: ImageError, asked: u64) -> RpcError {
+    match error {
+        ImageError::NoSpace(free) => RpcError::NoSpace {
+            place: Place::Images,
+            asked,
+            free,
+        },
+        other => failed(other),
+    }
+}
+
+fn failed(error: impl fmt::Display) -> RpcError {
+    RpcError::DiskFailed {
+        what: "the image area".into(),
+        why: error.to_string(),
+    }
+}
+
+impl Storage {
+    /// For a build.
+    pub fn images(&self) -> Images {
+        Images {
+            area: self.area.clone(),
+            open: None,
+        }
+    }
+
+    /// Whether an image is there.
+    pub fn has_image(&self, id: &ImageId) -> bool {
+        self.area.has(&ObjectId(id.0)).is_some()
+    }
+
+    /// Begins to take an image. A full area first forgets what no guest in `keep` needs.
+    pub async fn put_image(
+        &self,
+        id: &ImageId,
+        len: u64,
+        keep: impl Fn(&ImageId) -> bool,
+    ) -> Result<Put<Volume<QueueDisk>>, RpcError> {
+        let put = || self.area.put(ObjectId(id.0), len);
+        let first = match put() {
+            Err(ImageError::NoSpace(_)) => {
+                let gone = self
+                    .area
+                    .collect(|id| keep(&ImageId(id.0)))
+                    .await
+                    .map_err(failed)?;
+                log::info!(
+                    "storage: {} images of {} bytes forgotten: no guest needs them",
+                    gone.0,
+                    gone.1
+                );
+                put()
+            }
+            other => other,
+        };
+        first.map_err(|error| area_error(error, len))
+    }
+
+    /// Keeps a guest's definition, for a start at boot.
+    pub async fn keep_definition(&self, config: &GuestConfig) -> Result<(), RpcError> {
+        let bytes = postcard::to_allocvec(config).map_err(failed)?;
+        let kept = self.area.put_record(&record(&config.name), &bytes).await;
+        kept.map_err(|error| area_error(error, bytes.len() as u64))
+    }
+
+    /// A guest's definition as it was last kept.
+    pub async fn definition(&self, name: &str) -> Result<GuestConfig, RpcError> {
+        let bytes = self.area.record(&record(name)).await.map_err(failed)?;
+        let bytes = bytes.ok_or_else(|| RpcError::NoSuchGuest { guest: name.into() })?;
+        postcard::from_bytes(&bytes).map_err(failed)
+    }
+
+    /// The image area's space.
+    pub fn image_space(&self) -> Space {
+        let space = self.area.space();
+        Space {
+            total: space.total,
+            free: space.free,
+        }
+    }
+}
