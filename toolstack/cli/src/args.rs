@@ -13,7 +13,12 @@ use crate::output;
 ///
 /// Exit codes: 0 done, 1 failed (one line on standard error says why), 2 used wrongly.
 #[derive(Debug, Parser)]
-#[command(name = "closer", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "closer",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Arguments {
     #[command(flatten)]
     pub global: Global,
@@ -136,7 +141,11 @@ pub struct Console {
 #[derive(Args, Debug)]
 pub struct Shutdown {
     /// Names or domids
-    #[arg(value_name = "GUEST", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(
+        value_name = "GUEST",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
     pub guests: Vec<String>,
     /// All guests
     #[arg(short, long)]
@@ -348,7 +357,17 @@ mod tests {
         assert_eq!(parse_size("2k"), Ok(2048));
         assert_eq!(parse_size("10G"), Ok(10 << 30));
         assert_eq!(parse_size("1TiB"), Ok(1 << 40));
-        for bad in ["", "G", "-1", "1.5G", "1X", "0", "99999999999T", "1 G", "99999999999999999999"] {
+        for bad in [
+            "",
+            "G",
+            "-1",
+            "1.5G",
+            "1X",
+            "0",
+            "99999999999T",
+            "1 G",
+            "99999999999999999999",
+        ] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }

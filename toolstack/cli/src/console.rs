@@ -65,7 +65,9 @@ pub fn attach(
     let address = session.address.clone();
     let broken = |e: &io::Error| Failure::io(&what, e);
     let socket = &session.client.stream_mut().0;
-    let copies = socket.try_clone().and_then(|a| Ok((a, socket.try_clone()?)));
+    let copies = socket
+        .try_clone()
+        .and_then(|a| Ok((a, socket.try_clone()?)));
     let (for_writing, for_leaving) = copies.map_err(|e| broken(&e))?;
     let leave = Leave {
         wanted: Arc::default(),

@@ -13,7 +13,7 @@ use toolstack_rpc::{Request, Response};
 
 use crate::args::{Create, Global};
 use crate::console;
-use crate::failure::{Failure, warn};
+use crate::failure::{Failure, warn, without_number};
 use crate::host;
 use crate::images::{self, RamdiskFile};
 use crate::output;
@@ -50,7 +50,11 @@ pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
     };
     let id = images::hash(kernel.bytes());
     let guest = config
-        .to_guest(kernel.kernel(id), ramdisk.as_ref().map(|r| r.ramdisk), &nodes)
+        .to_guest(
+            kernel.kernel(id),
+            ramdisk.as_ref().map(|r| r.ramdisk),
+            &nodes,
+        )
         .map_err(|e| Failure::Line(e.to_string()))?;
     refuse_duplicate(&mut session, &what, &guest.name)?;
 
@@ -94,7 +98,7 @@ pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
 /// Reads and checks what is on this machine.
 fn read(arguments: &Create) -> Result<Local, Failure> {
     let (config, warnings) = xlcfg::load(&arguments.file, &arguments.overrides, arguments.strict)
-        .map_err(|e| Failure::Line(e.to_string()))?;
+        .map_err(|e| Failure::Line(without_number(&e.to_string())))?;
     for warning in warnings {
         warn(warning);
     }
@@ -114,8 +118,8 @@ fn read(arguments: &Create) -> Result<Local, Failure> {
 }
 
 fn open_kernel(path: &Path, kind: GuestType) -> Result<KernelImage, Failure> {
-    let kernel =
-        kernel_image::open(path).map_err(|e| Failure::Line(format!("kernel {e}")))?;
+    let kernel = kernel_image::open(path)
+        .map_err(|e| Failure::Line(without_number(&format!("kernel {e}"))))?;
     kernel
         .check(kind)
         .map_err(|e| Failure::new(format_args!("kernel {}", path.display()), e))?;

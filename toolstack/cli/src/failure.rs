@@ -52,14 +52,16 @@ pub fn io_reason(error: &io::Error) -> String {
     match error.kind() {
         // What a socket's timeout says is "Resource temporarily unavailable".
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "timed out".into(),
-        _ => {
-            let text = error.to_string();
-            match text.split_once(" (os error") {
-                Some((words, _)) => words.to_owned(),
-                None => text,
-            }
-        }
+        _ => without_number(&error.to_string()),
     }
+}
+
+/// Takes the "(os error 2)" off the end of a line that ends in an error of the system.
+pub fn without_number(line: &str) -> String {
+    let words = line
+        .split_once(" (os error")
+        .map_or(line, |(words, _)| words);
+    words.to_owned()
 }
 
 /// Text of a host or a file must not move the cursor, nor make a second line.

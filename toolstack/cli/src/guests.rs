@@ -82,7 +82,9 @@ fn print(domains: &[DomainInfo], long: bool) -> Result<(), Failure> {
 }
 
 fn node(domain: &DomainInfo) -> String {
-    domain.node.map_or("several".into(), |node| node.to_string())
+    domain
+        .node
+        .map_or("several".into(), |node| node.to_string())
 }
 
 fn to_json(domain: &DomainInfo) -> Value {
@@ -141,11 +143,11 @@ fn each(
     let mut result = Ok(());
     for guest in guests {
         let what = format!("{verb} {guest}");
-        if let Err(failure) = session.call_done(&what, &request(GuestRef::parse(guest))) {
-            if let Err(earlier) = std::mem::replace(&mut result, Err(failure)) {
-                // Its line; the exit code comes from the last.
-                earlier.report();
-            }
+        if let Err(failure) = session.call_done(&what, &request(GuestRef::parse(guest)))
+            && let Err(earlier) = std::mem::replace(&mut result, Err(failure))
+        {
+            // Its line; the exit code comes from the last.
+            earlier.report();
         }
     }
     result
@@ -162,8 +164,8 @@ pub fn destroy(guests: &[String], global: &Global) -> Result<(), Failure> {
 /// `closer pause`
 pub fn pause(guests: &[String], global: &Global) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
-    each(&mut session, "pause", guests, |guest| Request::DomainPause {
-        guest,
+    each(&mut session, "pause", guests, |guest| {
+        Request::DomainPause { guest }
     })
 }
 
@@ -238,7 +240,8 @@ fn wait(
         domids.retain(|(_, domid)| {
             domains.iter().any(|d| {
                 // One that is preserved does not go away, and does not live either.
-                d.domid == *domid && !matches!(d.state, DomainState::Shutdown | DomainState::Crashed)
+                d.domid == *domid
+                    && !matches!(d.state, DomainState::Shutdown | DomainState::Crashed)
             })
         });
         let Some((name, _)) = domids.first() else {
@@ -267,7 +270,11 @@ pub fn domid(guest: &str, global: &Global) -> Result<(), Failure> {
 /// `closer domname`
 pub fn domname(domid: u16, global: &Global) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
-    let domain = one(&mut session, &format!("domname {domid}"), &domid.to_string())?;
+    let domain = one(
+        &mut session,
+        &format!("domname {domid}"),
+        &domid.to_string(),
+    )?;
     if global.json {
         return output::json(&json!(domain.name));
     }

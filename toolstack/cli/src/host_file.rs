@@ -69,9 +69,16 @@ pub fn load(named: Option<&Path>) -> Result<HostFile, Failure> {
     })?;
     let fields: Fields = toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(1, |span| {
-            1 + text.bytes().take(span.start).filter(|c| *c == b'\n').count()
+            1 + text
+                .bytes()
+                .take(span.start)
+                .filter(|c| *c == b'\n')
+                .count()
         });
-        Failure::new(format_args!("{}:{line}", path.display()), e.message().trim())
+        Failure::new(
+            format_args!("{}:{line}", path.display()),
+            e.message().trim(),
+        )
     })?;
     let host_key = fields
         .host_key

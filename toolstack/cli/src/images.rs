@@ -57,10 +57,20 @@ pub fn open_ramdisk(path: &Path) -> Result<RamdiskFile, Failure> {
 }
 
 /// Sends a ramdisk's file.
-pub fn put_ramdisk(session: &mut Session, path: &Path, it: &mut RamdiskFile) -> Result<(), Failure> {
+pub fn put_ramdisk(
+    session: &mut Session,
+    path: &Path,
+    it: &mut RamdiskFile,
+) -> Result<(), Failure> {
     let name = format!("ramdisk {}", path.display());
     it.file.rewind().map_err(|e| Failure::io(&name, &e))?;
-    put(session, &name, it.ramdisk.image, &mut it.file, it.ramdisk.len)
+    put(
+        session,
+        &name,
+        it.ramdisk.image,
+        &mut it.file,
+        it.ramdisk.len,
+    )
 }
 
 /// Sends an image, if the host wants it.

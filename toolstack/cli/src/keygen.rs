@@ -32,7 +32,12 @@ pub fn keygen(arguments: &Keygen, global: &Global) -> Result<(), Failure> {
     let private =
         PrivateKey::generate(&mut SystemEntropy).map_err(|e| Failure::new("keygen", e))?;
     let public = private.public();
-    write(&path, &format!("{}\n", Exposed(&private)), 0o600, arguments.force)?;
+    write(
+        &path,
+        &format!("{}\n", Exposed(&private)),
+        0o600,
+        arguments.force,
+    )?;
     if let Err(failure) = write(&public_path, &format!("{public}\n"), 0o644, arguments.force) {
         // Half a pair would be in the way of the next attempt.
         fs::remove_file(&path).map_err(|e| Failure::io(path.display(), &e))?;

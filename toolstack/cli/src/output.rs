@@ -69,7 +69,7 @@ pub fn size(bytes: u64) -> String {
     let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     for (unit, shift) in units {
         if bytes >> shift >= 1 {
-            let tenths = u128::from(bytes) * 10 >> shift;
+            let tenths = (u128::from(bytes) * 10) >> shift;
             return match (tenths / 10, tenths % 10) {
                 (whole, 0) => format!("{whole} {unit}"),
                 (whole, tenth) => format!("{whole}.{tenth} {unit}"),
@@ -143,9 +143,6 @@ mod tests {
         assert_eq!(cpu_list(&[]), "");
         assert_eq!(cpu_list(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
         assert_eq!(cpu_list(&[u32::MAX, 0]), "4294967295,0");
-        assert_eq!(
-            uuid(&[0xab; 16]),
-            "abababab-abab-abab-abab-abababababab"
-        );
+        assert_eq!(uuid(&[0xab; 16]), "abababab-abab-abab-abab-abababababab");
     }
 }

@@ -58,7 +58,11 @@ impl Session {
     }
 
     /// Sends a request; `what` begins the line if it fails, as in "destroy web".
-    pub fn call(&mut self, what: impl fmt::Display, request: &Request) -> Result<Response, Failure> {
+    pub fn call(
+        &mut self,
+        what: impl fmt::Display,
+        request: &Request,
+    ) -> Result<Response, Failure> {
         block_on(self.client.call(request)).map_err(|e| self.failed(what, e))
     }
 
@@ -71,7 +75,11 @@ impl Session {
     }
 
     /// The line for a request that failed.
-    pub fn failed(&self, what: impl fmt::Display, error: impl Into<CallError<io::Error>>) -> Failure {
+    pub fn failed(
+        &self,
+        what: impl fmt::Display,
+        error: impl Into<CallError<io::Error>>,
+    ) -> Failure {
         match error.into() {
             CallError::Host(error) => Failure::new(what, error),
             CallError::Connection(ConnectionError::Stream(e)) => Failure::new(

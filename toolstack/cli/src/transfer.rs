@@ -72,10 +72,9 @@ pub fn upload(
             left -= count as u64;
             bar.inc(count as u64);
         }
-        match block_on(outgoing.send_zeros(zeros)).and_then(|()| block_on(outgoing.finish())) {
-            Ok(()) => None,
-            Err(e) => Some(e),
-        }
+        block_on(outgoing.send_zeros(zeros))
+            .and_then(|()| block_on(outgoing.finish()))
+            .err()
     };
     bar.finish_and_clear();
     match stopped {

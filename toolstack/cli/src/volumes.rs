@@ -50,8 +50,8 @@ fn import(
     let what = format!("volume import {name}");
     check_name(name).map_err(|e| Failure::new(&what, e))?;
     let file_name = path.display().to_string();
-    let (mut file, len) = open_image(path)
-        .map_err(|why| Failure::new(format_args!("{what}: {file_name}"), why))?;
+    let (mut file, len) =
+        open_image(path).map_err(|why| Failure::new(format_args!("{what}: {file_name}"), why))?;
     if size.is_some_and(|size| size < len) {
         let why = format!("--size is less than the {len} bytes of {file_name}");
         return Err(Failure::Usage(format!("{what}: {why}")));
@@ -196,9 +196,8 @@ fn list(global: &Global) -> Result<(), Failure> {
         _ => return Err(session.odd("volume list")),
     };
     if global.json {
-        let to_json = |v: &VolumeInfo| {
-            json!({"name": v.name, "size_bytes": v.size, "used_by": v.used_by})
-        };
+        let to_json =
+            |v: &VolumeInfo| json!({"name": v.name, "size_bytes": v.size, "used_by": v.used_by});
         return output::json(&volumes.iter().map(to_json).collect());
     }
     let mut rows = vec![["Name", "Size", "Used by"].map(str::to_owned).to_vec()];
