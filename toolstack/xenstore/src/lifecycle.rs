@@ -123,17 +123,18 @@ impl Server {
     pub(crate) fn remove_traces_of(&mut self, domid: DomId) {
         let (mut owned, mut named) = (Vec::new(), Vec::new());
         let mut walk = self.store.walk();
-        while let Some((path, node)) = walk.next() {
+        while let Some((node, _)) = walk.next() {
             if node.perms.owner() == domid {
+                let path = walk.path();
                 if path.parent().is_some() {
                     walk.skip_below();
                 }
                 owned.push(path);
             } else if node.perms.names(domid) {
-                named.push((path, node.perms.without(|other| other == domid)));
+                let perms = node.perms.without(|other| other == domid);
+                named.push((walk.path(), perms));
             }
         }
-        drop(walk);
         let (mut usage, mut changes) = (Usage::default(), Vec::new());
         for (path, perms) in named {
             let gone = self.store.get(&path).map_or(0, |node| {
@@ -161,10 +162,12 @@ impl Server {
         // The root and the special nodes stay, and are dom0's again.
         for path in kept {
             if let Some(node) = self.store.get(&path) {
-                let cost = signed(node.cost(path.name()));
-                usage.add(domid, -1, -cost);
+                let (name, data) = (path.name().len(), node.data.len());
+                usage.add(domid, -1, -signed(node.cost(path.name())));
                 let perms = node.perms.with_owner(DomId(0));
-                usage.add(DomId(0), 1, cost);
+                let perms = perms.without(|other| other == domid);
+                let cost = node_cost(name, perms.entries().len(), data);
+                usage.add(DomId(0), 1, signed(cost));
                 self.store.set_perms(&path, perms);
             }
         }
@@ -176,9 +179,9 @@ impl Server {
     /// What every owner's account should hold for its nodes.
     pub(crate) fn owned_usage(&self) -> Usage {
         let mut usage = Usage::default();
-        for (path, node) in self.store.walk() {
-            let cost = signed(node.cost(path.name()));
-            usage.add(node.perms.owner(), 1, cost);
+        for (node, name_len) in self.store.walk() {
+            let cost = node_cost(name_len, node.perms.entries().len(), node.data.len());
+            usage.add(node.perms.owner(), 1, signed(cost));
         }
         usage
     }

@@ -58,6 +58,14 @@ impl Path {
         if good { Ok(()) } else { Err(XsError::EINVAL) }
     }
 
+    /// The path of a node that exists; the root's may be empty.
+    pub(crate) fn of_node(path: &str) -> Self {
+        if path.is_empty() {
+            return Self::root();
+        }
+        Self(path.into())
+    }
+
     /// The root node.
     pub fn root() -> Self {
         Self("/".into())

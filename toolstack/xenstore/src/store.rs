@@ -2,10 +2,12 @@
 //!
 //! No permission, quota or watch is known here; see [`crate::ops`].
 
+use crate::children::Iter;
 use crate::node::{Node, node_cost};
 use crate::path::Path;
 use crate::perms::{Access, Perms};
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use xen_abi::DomId;
 
@@ -188,53 +190,75 @@ impl Store {
 
     /// Every node, parents first, the special ones last.
     pub(crate) fn walk(&self) -> Walk<'_> {
-        Walk::below(Path::root(), &self.root, &self.special)
-    }
-}
-
-/// See [`Store::walk`].
-pub(crate) struct Walk<'a> {
-    waiting: Vec<(Path, &'a Node)>,
-    special: Vec<(Path, &'a Node)>,
-    skip: bool,
-    last: Option<(Path, &'a Node)>,
-}
-
-impl<'a> Walk<'a> {
-    fn below(path: Path, node: &'a Node, special: &'a Node) -> Self {
-        let special = special.children.iter();
-        Self {
-            waiting: alloc::vec![(path, node)],
-            special: special
-                .filter_map(|(name, node)| Some((Path::new(name).ok()?, &**node)))
-                .collect(),
-            skip: false,
+        Walk {
+            root: Some(&self.root),
+            special: Some(&self.special),
+            path: String::new(),
+            open: Vec::new(),
             last: None,
         }
     }
+}
 
+/// See [`Store::walk`]. Says where it is only when asked: most nodes pass unnoticed.
+pub(crate) struct Walk<'a> {
+    /// Not given out yet.
+    root: Option<&'a Node>,
+    special: Option<&'a Node>,
+    /// Of the node that came last; empty for the root.
+    path: String,
+    /// The children still to come on each level, and how long the path above them is;
+    /// `None`: they are special.
+    open: Vec<(Iter<'a>, Option<usize>)>,
+    /// The node whose children come next.
+    last: Option<&'a Node>,
+}
+
+impl<'a> Walk<'a> {
     /// Leaves out what is below the node that came last.
     pub(crate) fn skip_below(&mut self) {
-        self.skip = true;
+        self.last = None;
+    }
+
+    /// Where the node that came last is.
+    pub(crate) fn path(&self) -> Path {
+        Path::of_node(&self.path)
     }
 }
 
 impl<'a> Iterator for Walk<'a> {
-    type Item = (Path, &'a Node);
+    /// A node and the length of its name.
+    type Item = (&'a Node, usize);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some((path, node)) = self.last.take()
-            && !core::mem::take(&mut self.skip)
+        if let Some(root) = self.root.take() {
+            self.last = Some(root);
+            return Some((root, 0));
+        }
+        if let Some(node) = self.last.take()
+            && node.children.listed() > 0
         {
-            let children = node.children.iter();
-            self.waiting
-                .extend(children.map(|(name, child)| (path.child(name), &**child)));
+            self.open
+                .push((node.children.iter(), Some(self.path.len())));
         }
-        if let Some((path, node)) = self.waiting.pop() {
-            self.last = Some((path.clone(), node));
-            return Some((path, node));
+        loop {
+            let Some((children, above)) = self.open.last_mut() else {
+                let special = self.special.take()?;
+                self.open.push((special.children.iter(), None));
+                continue;
+            };
+            let Some((name, node)) = children.next() else {
+                self.open.pop();
+                continue;
+            };
+            self.path.truncate(above.unwrap_or(0));
+            if above.is_some() {
+                self.path.push('/');
+            }
+            self.path.push_str(name);
+            self.last = Some(node);
+            return Some((node, name.len()));
         }
-        self.special.pop()
     }
 }
 

@@ -338,7 +338,7 @@ fn the_root_and_special_nodes_outlive_their_owner() {
     let tools = bed.tools();
     bed.guest(3);
     for path in ["/", "@introduceDomain"] {
-        bed.chmod(tools, 0, path, &["n3"]).unwrap();
+        bed.chmod(tools, 0, path, &["n3", "r3"]).unwrap();
     }
     bed.server.domain_released(DomId(3));
     assert_eq!(bed.call(tools, Op::GET_PERMS, 0, b"/\0").unwrap(), b"n0\0");
