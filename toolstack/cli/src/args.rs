@@ -30,6 +30,7 @@ pub struct Arguments {
 #[derive(Args, Debug)]
 pub struct Global {
     /// File that says which host: address, host_key, identity
+    /// [default: ~/.config/closer/host.toml]
     #[arg(long, global = true, value_name = "FILE", env = "CLOSER_HOST_FILE", value_hint = ValueHint::FilePath)]
     pub host_file: Option<PathBuf>,
     /// Print JSON
