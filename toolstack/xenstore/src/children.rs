@@ -406,6 +406,22 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_from_any_byte_is_the_rest_of_it() {
+        let mut children = Children::default();
+        for i in 0..30 {
+            let name = "n".repeat(1 + i % 7) + &i.to_string();
+            children.insert(&name, node(0), &mut 0);
+        }
+        let mut whole = Vec::new();
+        children.list(0, usize::MAX, &mut whole);
+        for offset in 0..=whole.len() {
+            let mut rest = Vec::new();
+            assert!(children.list(offset, usize::MAX, &mut rest));
+            assert_eq!(rest, whole[offset..], "from {offset}");
+        }
+    }
+
+    #[test]
     fn numbers_come_first_and_by_value() {
         let mut children = Children::default();
         for name in ["b", "10", "a", "9", "1a", "100", "09"] {

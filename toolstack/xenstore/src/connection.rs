@@ -259,3 +259,32 @@ impl Connection {
         self.waiting.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_counted_through_sending_and_running_out() {
+        let account = Rc::new(Account::default());
+        let mut connection = Connection::new(DomId(1), false, account.clone());
+        let path = Path::root();
+        for (id, deadline_ms) in [(1, 10), (2, 20), (3, 30)] {
+            assert!(connection.event(WatchId(id), &path, b"12345", None, Some(deadline_ms)));
+        }
+        let packet = HEADER + 5;
+        assert_eq!(connection.output_bytes(), 3 * packet);
+        // Half of the first is sent: it stays.
+        connection.sent(7);
+        assert_eq!(connection.expire_events(20), 1);
+        assert_eq!(connection.output_bytes(), 2 * packet - 7);
+        assert_eq!(connection.deadline_ms(), Some(30));
+        connection.sent(2 * packet - 7);
+        assert!(connection.output().is_empty());
+        assert_eq!((connection.output_bytes(), account.memory.get()), (0, 0));
+        // Neither the one that ran out nor those sent wait any more.
+        for id in [1, 2, 3] {
+            assert!(connection.event(WatchId(id), &path, b"", None, None));
+        }
+    }
+}
