@@ -59,6 +59,9 @@ pub(crate) struct Connection {
     output: VecDeque<Packet>,
     /// Bytes in `output` still to be sent.
     output_bytes: usize,
+    /// The deadlines that whoever keeps the time was told of: the oldest event's, and
+    /// whether the writes wait for their rate.
+    told: (Option<u64>, bool),
     waiting: BTreeSet<(WatchId, Path)>,
 }
 
@@ -76,6 +79,7 @@ impl Connection {
             incoming: Incoming::default(),
             output: VecDeque::new(),
             output_bytes: 0,
+            told: (None, false),
             waiting: BTreeSet::new(),
         }
     }
@@ -227,6 +231,13 @@ impl Connection {
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
         let waiting = self.output.iter().filter(|packet| packet.sent == 0);
         waiting.filter_map(|packet| packet.deadline_ms).next()
+    }
+
+    /// Whether there is a deadline that was not told of yet; it is now.
+    pub(crate) fn has_new_deadline(&mut self, rate_wait: bool) -> bool {
+        let (event, waits) = (self.deadline_ms(), rate_wait);
+        let (told_event, told_waits) = core::mem::replace(&mut self.told, (event, waits));
+        (event.is_some() && event != told_event) || (waits && !told_waits)
     }
 
     /// Drops the events whose time is over; those half sent stay. How many went.

@@ -108,7 +108,7 @@ impl RingConnection {
             pumped.notify = true;
         }
         if self.ended {
-            server.clear_ready(self.conn);
+            server.end_turn(self.conn);
             return Ok(pumped);
         }
         match self.exchange(server, &mut pumped) {
@@ -141,7 +141,7 @@ impl RingConnection {
         let sent = self.send(server)?;
         pumped.notify |= sent > 0;
         // What is left waits for the domain to read, or for `more`.
-        server.clear_ready(self.conn);
+        server.end_turn(self.conn);
         Ok(())
     }
 

@@ -113,6 +113,9 @@ pub struct Server {
     pub(crate) next_age: u64,
     pub(crate) actions: VecDeque<Action>,
     ready: BTreeSet<ConnId>,
+    /// Those to be named because of a new deadline, however often they are served
+    /// before somebody asks.
+    timed: BTreeSet<ConnId>,
     ready_waker: Option<Waker>,
     /// Connections with input that is not taken for the moment.
     stalled: BTreeSet<ConnId>,
@@ -141,6 +144,7 @@ impl Server {
             next_age: 0,
             actions: VecDeque::new(),
             ready: BTreeSet::new(),
+            timed: BTreeSet::new(),
             ready_waker: None,
             stalled: BTreeSet::new(),
             graveyard: Rc::default(),
@@ -177,6 +181,7 @@ impl Server {
     pub fn disconnect(&mut self, id: ConnId) {
         self.forget_watches_and_transactions(id);
         self.ready.remove(&id);
+        self.timed.remove(&id);
         self.stalled.remove(&id);
         if let Some(connection) = self.connections.remove(&id)
             && let Some(domain) = self.domains.get_mut(connection.domid)
@@ -266,7 +271,9 @@ impl Server {
     /// Takes what a client sent and does what it asks, a bounded amount in one call.
     pub fn input(&mut self, id: ConnId, bytes: &[u8]) -> Result<Input, ConnectionError> {
         self.begin_turn();
-        self.input_in_turn(id, bytes)
+        let input = self.input_in_turn(id, bytes);
+        self.tell_deadline(id);
+        input
     }
 
     /// Starts to count the work of a client's turn.
@@ -335,10 +342,11 @@ impl Server {
         }
     }
 
-    /// A connection that has output again, or takes input again. Serve it: it is not
-    /// named a second time for the same reason.
+    /// A connection that has output again, takes input again, or waits for a time
+    /// ([`Self::next_deadline_ms`]) from now on. Serve it: it is not named a second time
+    /// for the same reason.
     pub fn next_ready(&mut self) -> Option<ConnId> {
-        self.ready.pop_first()
+        self.ready.pop_first().or_else(|| self.timed.pop_first())
     }
 
     /// [`Self::next_ready`], registering the waker of the one task that asks.
@@ -354,18 +362,41 @@ impl Server {
 
     /// Whether [`Self::next_ready`] would name one.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !(self.ready.is_empty() && self.timed.is_empty())
     }
 
     pub(crate) fn set_ready(&mut self, id: ConnId) {
         self.ready.insert(id);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         if let Some(waker) = self.ready_waker.take() {
             waker.wake();
         }
     }
 
-    pub(crate) fn clear_ready(&mut self, id: ConnId) {
+    /// Ends a turn in which everything that could be done for a connection was done.
+    pub(crate) fn end_turn(&mut self, id: ConnId) {
         self.ready.remove(&id);
+        self.tell_deadline(id);
+    }
+
+    /// Names a connection once more if it waits for a time that nobody knows of yet:
+    /// who then looks at [`Self::next_deadline_ms`] does.
+    fn tell_deadline(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        let (domid, privileged) = (connection.domid, connection.privileged);
+        let rate_wait = !privileged
+            && self.stalled.contains(&id)
+            && self.domains.write_wait_ms(domid, self.now_ms).is_some();
+        let connection = self.connections.get_mut(&id);
+        if connection.is_some_and(|connection| connection.has_new_deadline(rate_wait)) {
+            self.timed.insert(id);
+            self.wake();
+        }
     }
 
     /// Finds the connections whose reason to wait is gone.

@@ -350,3 +350,57 @@ fn a_released_domains_ring_is_silent() {
     assert_eq!(bed.pump(), Ok(Pumped::default()));
     assert_eq!(bed.guest.answers(), []);
 }
+
+/// A kernel sleeps until a connection is ready or the deadline it knows of: whatever
+/// makes a new deadline must therefore make a connection ready, once.
+#[test]
+fn a_new_deadline_is_told_once() {
+    let mut bed = bed(0);
+    let other = bed.server.domain_introduced(DomId(6));
+    let start = packet(Op::TRANSACTION_START, 1, 0, b"\0");
+    bed.server.input(other, &start).unwrap();
+    let perms = [toolstack_xenstore::Perm {
+        domid: DomId(5),
+        access: toolstack_xenstore::Access::NONE,
+    }];
+    bed.server.mkdir("/local/domain/5").unwrap();
+    bed.server.set_perms("/local/domain/5", &perms).unwrap();
+    while bed.server.next_ready().is_some() {}
+    assert_eq!(bed.server.next_deadline_ms(), None);
+    // It writes too fast while the other has a transaction.
+    while bed.server.stats(DomId(5)).unwrap().stalls == 0 {
+        bed.guest.write(&packet(Op::WRITE, 1, 0, b"x\0y"));
+        bed.pump().unwrap();
+        bed.guest.answers();
+    }
+    assert_eq!(bed.server.next_ready(), Some(bed.ring.conn()));
+    let deadline = bed
+        .server
+        .next_deadline_ms()
+        .expect("it waits for its rate");
+    bed.pump().unwrap();
+    assert_eq!(bed.server.next_ready(), None, "told already");
+    bed.server.advance(deadline);
+    assert_eq!(
+        bed.server.next_ready(),
+        Some(bed.ring.conn()),
+        "it may go on"
+    );
+    bed.server.advance(1_000_000);
+    bed.pump().unwrap();
+    bed.guest.answers();
+    // An event that does not fit into the ring.
+    bed.guest.write(&packet(Op::WATCH, 1, 0, b"x\0t\0"));
+    bed.pump().unwrap();
+    bed.guest.answers();
+    bed.guest.write(&packet(Op::READ, 1, 0, b"/tool/big\0"));
+    bed.pump().unwrap();
+    while bed.server.next_ready().is_some() {}
+    bed.server.write("/local/domain/5/x", b"").unwrap();
+    // Pumped for another reason before anybody asked who is ready.
+    bed.pump().unwrap();
+    assert_eq!(bed.server.next_ready(), Some(bed.ring.conn()));
+    assert!(bed.server.next_deadline_ms().is_some());
+    bed.pump().unwrap();
+    assert_eq!(bed.server.next_ready(), None, "told already");
+}
