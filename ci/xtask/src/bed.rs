@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// What the pVM prints when the CLI can reach it.
 const READY: &str = "closer: ready";
 /// Time from QEMU's start to [`READY`]. A quiet machine needs a few seconds.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_secs(240);
 /// Time for QEMU to end after it was told to.
 const QUIT_LIMIT: Duration = Duration::from_secs(20);
 /// Time for Xen to answer a debug key.

@@ -91,6 +91,7 @@ pub const DOM0_MODULES: &[&str] = &[
     "xen-blkback",
     "xenfs",
     "bridge",
+    "loop",
     "nvme",
     "igb",
 ];
@@ -161,7 +162,7 @@ impl Setup {
 
     /// A stock Linux kernel and the modules that guests need.
     pub fn linux(&mut self, suite: Suite) -> Result<Linux> {
-        let piece = self.piece(&format!("linux-{}", suite.name()), 2, suite, |apt, dir| {
+        let piece = self.piece(&format!("linux-{}", suite.name()), 3, suite, |apt, dir| {
             let depends = apt.field("linux-image-amd64", "Depends")?;
             let package = depends
                 .split([' ', ','])
