@@ -311,7 +311,9 @@ fn a_pv_guest_finds_everything_from_its_registers() {
 
 #[test]
 fn whatever_call_fails_nothing_is_left() {
-    for config in [pvh(16), pv(16)] {
+    for mut config in [pvh(16), pv(16)] {
+        // Two reads, so that the many builds stay short.
+        config.ramdisk.as_mut().unwrap().len = 70_000;
         let mut failures = 0;
         for n in 0.. {
             let fake = fake();
@@ -330,7 +332,7 @@ fn whatever_call_fails_nothing_is_left() {
             }
             assert_eq!(fake.mapped(), 0, "call {n}");
         }
-        assert!(failures > 40, "only {failures} calls failed");
+        assert!(failures > 25, "only {failures} calls failed");
     }
 }
 
