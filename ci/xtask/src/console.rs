@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 const MAX_COMMAND: usize = 2600;
 /// How often a silent shell is asked again for its first answer.
 const KNOCK: Duration = Duration::from_secs(4);
+/// Turns whatever shell listens into one without prompt, echo and line editing. May be
+/// sent again: it then replaces itself.
+const READER: &str = "\nexec sh -c 'stty -echo; while read -r line; do eval \"$line\"; done'\n";
 /// How often a spoilt answer is asked for again.
 const MAX_REPEATS: u32 = 5;
 
@@ -110,8 +113,8 @@ impl Console {
     pub fn wait_for_shell(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            self.send("\n")?;
-            match self.run("stty -echo", KNOCK) {
+            self.send(READER)?;
+            match self.run("true", KNOCK) {
                 Ok(Answer { status: 0, .. }) => return Ok(()),
                 Ok(answer) => bail!("the shell answers {answer:?}"),
                 Err(error) if Instant::now() > deadline || !self.is_attached() => {
