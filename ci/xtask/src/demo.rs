@@ -64,7 +64,6 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
     let mut setup = step(since, "install and fetch what is missing", || {
         let mut setup = Setup::open(paths)?;
         setup.xen(XenVersion::V4_20)?;
-        setup.grub()?;
         setup.debian_root()?;
         Ok((setup, nothing()))
     })?;
@@ -81,7 +80,7 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
         forward: vec![forward],
         ..BedOptions::default()
     };
-    let image = setup.debian_root()?.to_string_lossy().into_owned();
+    let image = setup.debian_root()?.image.to_string_lossy().into_owned();
     let mut lab = Lab::new(&mut setup, options, logs)?;
     step(
         since,
@@ -108,7 +107,7 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
     )?;
     let free_before = lab.free_memory()?;
     let spec = GuestSpec::new(NAME)
-        .boot(BootFrom::Grub)
+        .boot(BootFrom::Root)
         .memory(512)
         .vcpus(2);
     let spec = spec.disk(NAME).net(DEBIAN_ADDRESS);

@@ -62,6 +62,17 @@ pub enum Ramdisk {
     Full,
 }
 
+/// A Debian root file system.
+#[derive(Clone, Debug)]
+pub struct DebianRoot {
+    /// ext4 image of the whole disk, with kernel, initrd and grub.cfg inside.
+    pub image: PathBuf,
+    /// The kernel inside, for booting without GRUB.
+    pub vmlinuz: PathBuf,
+    /// Its initrd.
+    pub initrd: PathBuf,
+}
+
 impl Setup {
     /// The test guests' ramdisk; it has the modules of both Debian kernels.
     pub fn ramdisk(&mut self, kind: Ramdisk) -> Result<PathBuf> {
@@ -71,36 +82,38 @@ impl Setup {
             Ramdisk::Small => ("ramdisk-small", &["iperf3"]),
             Ramdisk::Full => ("ramdisk-full", &["iperf3", "fio"]),
         };
-        let piece = self.cache().piece(name, recipe(&[INIT, HALT]), |dir| {
-            let root = dir.join("root");
-            for folder in ["bin", "sbin", "usr/bin", "modules"] {
-                fs::create_dir_all(root.join(folder)).context("cannot lay out the ramdisk")?;
-            }
-            write_program(&root.join("init"), INIT)?;
-            write_program(&root.join("sbin/poweroff"), HALT)?;
-            write_program(&root.join("sbin/reboot"), HALT)?;
-            fs::copy("/bin/busybox", root.join("bin/busybox")).context("no static busybox")?;
-            let xenstore = [
-                "ls", "list", "read", "write", "rm", "exists", "watch", "chmod",
-            ];
-            let xenstore = xenstore.map(|verb| format!("xenstore-{verb}"));
-            for program in programs
-                .iter()
-                .copied()
-                .chain(xenstore.iter().map(String::as_str))
-            {
-                add_program(&tools, &root, program)?;
-            }
-            for kernel in &kernels {
-                run(Command::new("cp")
-                    .arg("-r")
-                    .arg(kernel.modules.join("."))
-                    .arg(root.join("modules")))?;
-            }
-            drop_dom0_modules(&root.join("modules"))?;
-            pack_initramfs(&root, &dir.join("ramdisk.gz"))?;
-            crate::cache::remove(&root)
-        })?;
+        let piece = self
+            .cache()
+            .piece(name, recipe(&["3", INIT, HALT]), |dir| {
+                let root = dir.join("root");
+                for folder in ["bin", "sbin", "usr/bin", "modules"] {
+                    fs::create_dir_all(root.join(folder)).context("cannot lay out the ramdisk")?;
+                }
+                write_program(&root.join("init"), INIT)?;
+                write_program(&root.join("sbin/poweroff"), HALT)?;
+                write_program(&root.join("sbin/reboot"), HALT)?;
+                fs::copy("/bin/busybox", root.join("bin/busybox")).context("no static busybox")?;
+                let xenstore = [
+                    "ls", "list", "read", "write", "rm", "exists", "watch", "chmod",
+                ];
+                let xenstore = xenstore.map(|verb| format!("xenstore-{verb}"));
+                for program in programs
+                    .iter()
+                    .copied()
+                    .chain(xenstore.iter().map(String::as_str))
+                {
+                    add_program(&tools, &root, program)?;
+                }
+                for kernel in &kernels {
+                    run(Command::new("cp")
+                        .arg("-r")
+                        .arg(kernel.modules.join("."))
+                        .arg(root.join("modules")))?;
+                }
+                drop_dom0_modules(&root.join("modules"))?;
+                pack_initramfs(&root, &dir.join("ramdisk.gz"))?;
+                crate::cache::remove(&root)
+            })?;
         Ok(piece.join("ramdisk.gz"))
     }
 
@@ -131,12 +144,12 @@ impl Setup {
             .map(|piece| piece.join("root"))
     }
 
-    /// The Debian guest's disk: an ext4 image with kernel, initrd and grub.cfg inside.
-    pub fn debian_root(&mut self) -> Result<PathBuf> {
+    /// The Debian guest's disk.
+    pub fn debian_root(&mut self) -> Result<DebianRoot> {
         let log = self.paths().target.join("debian-root.log");
         let piece = self
             .cache()
-            .piece("debian-root", recipe(&[CUSTOMIZE]), |dir| {
+            .piece("debian-root", recipe(&["2", CUSTOMIZE]), |dir| {
                 println!("  debian-root: fetching and installing Debian trixie");
                 let root = dir.join("root");
                 let hook = dir.join("customize");
@@ -164,10 +177,20 @@ impl Setup {
                     .arg(&root)
                     .arg(debian::source_line("trixie")?.trim_end());
                 run_logged(&mut command, &log, MMDEBSTRAP_LIMIT)?;
+                for name in ["vmlinuz", "initrd.img"] {
+                    let real = root.join("boot").join(name).canonicalize();
+                    let real = real.with_context(|| format!("Debian installed no {name}"))?;
+                    run(as_root("cp")?.arg(&real).arg(dir.join(name)))?;
+                    run(as_root("chmod")?.arg("a+r").arg(dir.join(name)))?;
+                }
                 make_ext4(&root, &dir.join("disk.img"), ROOT_MIB)?;
                 crate::cache::remove(&root)
             })?;
-        Ok(piece.join("disk.img"))
+        Ok(DebianRoot {
+            image: piece.join("disk.img"),
+            vmlinuz: piece.join("vmlinuz"),
+            initrd: piece.join("initrd.img"),
+        })
     }
 }
 

@@ -122,7 +122,7 @@ fn grub(lab: &mut Lab, pvh: bool) -> Result<Outcome> {
 
 /// Imports the Debian root as a volume.
 pub fn import_debian(lab: &mut Lab, volume: &str) -> Result<()> {
-    let image = lab.setup.debian_root()?;
+    let image = lab.setup.debian_root()?.image;
     let image = image
         .to_str()
         .context("the cache's path is not UTF-8")?
