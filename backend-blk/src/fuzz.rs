@@ -4,7 +4,7 @@
 use crate::gpt::format::Header;
 use crate::images::fuzz_catalog;
 use crate::protocol::{Parts, Work, bytes_of, check_segments, parse};
-use xen_abi::io::blkif::{Request, Segment};
+use xen_abi::io::blkif::{OP_INDIRECT, Request, Segment};
 use zerocopy::FromBytes;
 
 /// Ring slots of 112 bytes, one after the other.
@@ -14,7 +14,10 @@ pub fn requests(bytes: &[u8]) {
             continue;
         };
         let (tag, work) = parse(&raw);
-        assert_eq!((tag.id, tag.operation), (raw.id, raw.operation));
+        assert_eq!(tag.id, raw.id);
+        // The operation inside an indirect request is its second byte.
+        let inner = usize::from(raw.operation == OP_INDIRECT);
+        assert_eq!(tag.operation, slot[inner]);
         if let Ok(Work::Transfer {
             parts: Parts::Direct(parts),
             ..

@@ -157,7 +157,8 @@ impl Work {
 pub struct Tag {
     /// The guest's own number.
     pub id: u64,
-    /// The operation as it stood in the slot.
+    /// The operation; of an indirect request the one inside, as Linux's blkfront expects:
+    /// it disables the disk when a response names `BLKIF_OP_INDIRECT`.
     pub operation: u8,
 }
 
@@ -177,7 +178,10 @@ impl Tag {
 pub fn parse(raw: &blkif::Request) -> (Tag, Result<Work, BadRequest>) {
     let tag = Tag {
         id: raw.id,
-        operation: raw.operation,
+        operation: match raw.operation {
+            OP_INDIRECT => prefix::<RequestIndirect>(raw).indirect_op,
+            operation => operation,
+        },
     };
     (tag, work(raw))
 }
@@ -349,6 +353,7 @@ mod tests {
             barrier: false,
         };
         assert_eq!(parse(&slot(&raw)).1, Ok(expected));
+        assert_eq!(parse(&slot(&raw)).0.operation, raw.indirect_op);
         raw.nr_segments = 257;
         assert_eq!(parse(&slot(&raw)).1, Err(BadRequest::Segments(257)));
         raw.indirect_op = OP_FLUSH_DISKCACHE;
@@ -360,7 +365,8 @@ mod tests {
         fn any_slot_gives_bounded_parts_or_a_reason(bytes in proptest::collection::vec(any::<u8>(), 112)) {
             let raw = blkif::Request::read_from_bytes(&bytes).unwrap();
             let (tag, work) = parse(&raw);
-            prop_assert_eq!(tag.operation, bytes[0]);
+            let inner = usize::from(bytes[0] == OP_INDIRECT);
+            prop_assert_eq!(tag.operation, bytes[inner]);
             if let Ok(Work::Transfer { parts: Parts::Direct(parts), .. }) = work {
                 prop_assert!(!parts.is_empty() && parts.len() <= 11);
                 prop_assert!(parts.iter().all(|p| p.len > 0 && p.offset + p.len <= 4096));
