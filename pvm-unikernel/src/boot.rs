@@ -29,8 +29,6 @@ pub struct BootInfo {
     pub initrd: &'static [u8],
     /// Xen's version: major, minor.
     pub xen_version: (u32, u32),
-    /// Pages of the reservation at boot.
-    pub pages: u64,
     /// vCPUs that are up.
     pub vcpus: u32,
     /// Whether this is dom0, rather than a driver domain.
@@ -110,7 +108,6 @@ where
         command_line,
         initrd: frames.initrd,
         xen_version,
-        pages: start_info.nr_pages,
         vcpus,
         is_dom0,
     }));

@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "reads physical memory through a mapping")]
 
 use driver_acpi::{Acpi, PhysicalMemory};
-use hal::Node;
 use xen_abi::PAGE_SIZE;
 
 use crate::mem;
@@ -74,14 +73,4 @@ pub fn node_map(acpi: &Acpi) -> NodeMap {
 pub struct NodeMap {
     /// The ranges, in the SRAT's order.
     pub ranges: alloc::vec::Vec<(u64, u64, u32)>,
-}
-
-impl NodeMap {
-    /// The node of a machine frame; node 0 if the SRAT does not say.
-    pub fn node_of(&self, mfn: u64) -> Node {
-        self.ranges
-            .iter()
-            .find(|(start, end, _)| (*start..*end).contains(&mfn))
-            .map_or(Node(0), |(_, _, node)| Node(*node))
-    }
 }

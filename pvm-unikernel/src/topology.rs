@@ -48,11 +48,6 @@ impl Topology {
         u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
     }
 
-    /// The main container's vCPUs.
-    pub fn mc(&self) -> impl Iterator<Item = VcpuId> {
-        (0..self.mc).map(VcpuId)
-    }
-
     /// Whether a vCPU is the main container's.
     pub fn is_mc(&self, vcpu: VcpuId) -> bool {
         vcpu.0 < self.mc

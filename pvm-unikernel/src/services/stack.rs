@@ -208,10 +208,13 @@ impl Stack {
             let work = pin!(self.work.changed(seen));
             let wake = select(frames, work);
             // Whichever it was: poll again.
-            match delay {
-                Some(delay) => drop(time::timeout(wake, delay).await),
-                None => drop(wake.await),
-            }
+            let _early: bool = match delay {
+                Some(delay) => time::timeout(wake, delay).await.is_ok(),
+                None => {
+                    wake.await;
+                    true
+                }
+            };
         }
     }
 

@@ -126,6 +126,7 @@ impl ByteRing {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "made-up test data")]
 mod tests {
     use super::*;
 

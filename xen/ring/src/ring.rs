@@ -293,6 +293,7 @@ impl<Req: IntoBytes + Immutable, Rsp: FromBytes + IntoBytes> FrontRing<Req, Rsp>
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "made-up test data")]
 mod tests {
     use super::*;
 

@@ -96,16 +96,19 @@ impl SharedPages {
         // Whole words where both sides allow it; the frame data of a slow path only.
         if from.addr().get().is_multiple_of(8) {
             while i + 8 <= to.len() {
-                // SAFETY: `at` checked `offset + to.len()`, and `i + 8` is within it;
-                // `from` is 8-aligned and `i` a multiple of 8.
-                let word = unsafe { from.add(i).cast::<u64>().read_volatile() };
+                // SAFETY: `at` checked `offset + to.len()`, and `i + 8` is within it.
+                let word = unsafe { from.add(i) }.cast::<u64>();
+                // SAFETY: as above; `from` is 8-aligned and `i` a multiple of 8.
+                let word = unsafe { word.read_volatile() };
                 to[i..i + 8].copy_from_slice(&word.to_ne_bytes());
                 i += 8;
             }
         }
         while i < to.len() {
             // SAFETY: `at` checked `offset + to.len()`, and `i` is below it.
-            to[i] = unsafe { from.add(i).read_volatile() };
+            let byte = unsafe { from.add(i) };
+            // SAFETY: as above.
+            to[i] = unsafe { byte.read_volatile() };
             i += 1;
         }
     }
@@ -118,19 +121,18 @@ impl SharedPages {
             while i + 8 <= from.len() {
                 let mut word = [0; 8];
                 word.copy_from_slice(&from[i..i + 8]);
-                // SAFETY: `at` checked `offset + from.len()`, and `i + 8` is within
-                // it; `to` is 8-aligned and `i` a multiple of 8.
-                unsafe {
-                    to.add(i)
-                        .cast::<u64>()
-                        .write_volatile(u64::from_ne_bytes(word))
-                };
+                // SAFETY: `at` checked `offset + from.len()`, and `i + 8` is within it.
+                let slot = unsafe { to.add(i) }.cast::<u64>();
+                // SAFETY: as above; `to` is 8-aligned and `i` a multiple of 8.
+                unsafe { slot.write_volatile(u64::from_ne_bytes(word)) };
                 i += 8;
             }
         }
         while i < from.len() {
             // SAFETY: `at` checked `offset + from.len()`, and `i` is below it.
-            unsafe { to.add(i).write_volatile(from[i]) };
+            let slot = unsafe { to.add(i) };
+            // SAFETY: as above.
+            unsafe { slot.write_volatile(from[i]) };
             i += 1;
         }
     }
@@ -234,6 +236,7 @@ impl Drop for Backing {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "made-up test data")]
 mod tests {
     use super::*;
 

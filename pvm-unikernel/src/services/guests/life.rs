@@ -18,6 +18,7 @@ use xen_abi::{DomId, EvtchnPort, PAGE_SIZE};
 use super::{Created, Guest, Running, one_node};
 use crate::event::Port;
 use crate::exec;
+use crate::grants;
 use crate::mem::ForeignMap;
 use crate::services::devices::Devices;
 use crate::services::host::{Host, failed, refused};
@@ -173,8 +174,9 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
     core::mem::take(&mut running.devices).end().await;
     for ring in running.rings.drain(..) {
         ring.cancel();
-        // Cancelled or over: its page is unmapped either way.
-        drop(ring.await);
+        if let Ok(()) = ring.await {
+            log::debug!("domain {domid}: a ring had been given up before");
+        }
     }
     let ended = end_domain(host, &running).await;
     host.store.with(|server| server.domain_released(domid));
@@ -209,8 +211,9 @@ async fn end_domain(host: &Host, running: &Running) -> Result<(), destroy::Destr
     }
     destroy::end(&xen, domid, END_LIMIT_MS).await?;
     log::info!(
-        "domain {domid} ended, {} ms",
-        (time::now_ns() - began) / 1_000_000
+        "domain {domid} ended, {} ms; {} grants mapped for all others",
+        (time::now_ns() - began) / 1_000_000,
+        grants::mapped()
     );
     Ok(())
 }
@@ -285,7 +288,7 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
 }
 
 fn unplaced(error: PlacementError, config: &GuestConfig, present: u32) -> RpcError {
-    let mib = |pages: u64| pages * PAGE_SIZE as u64 >> 20;
+    let mib = |pages: u64| (pages * PAGE_SIZE as u64) >> 20;
     match error {
         PlacementError::Memory { asked, free } => RpcError::NotEnoughMemory {
             asked_mib: mib(asked),
