@@ -39,12 +39,25 @@ pub async fn attach(
     client.respond(&Response::Ready { len: 0 }).await?;
     let mut watcher = console.watch(replay);
     let mut chunk = vec![0; CHUNK];
+    // Typed and not yet taken by the guest. While there is any, nothing more is read from
+    // the administrator: that is the back pressure. Output goes on all the time.
+    let mut typed: Vec<u8> = Vec::new();
     loop {
-        let step = next(client, &mut watcher, &mut chunk).await?;
-        match step {
+        let taken = console.type_in(&typed);
+        typed.drain(..taken);
+        match next(
+            client,
+            &console,
+            &mut watcher,
+            &mut chunk,
+            !typed.is_empty(),
+        )
+        .await?
+        {
             Step::Output(0) => return client.end_console().await,
             Step::Output(count) => client.write_console(&chunk[..count]).await?,
-            Step::Input(bytes) => type_all(&console, &bytes).await,
+            Step::Input(bytes) => typed = bytes,
+            Step::Room => {}
             Step::Detached => return Ok(()),
         }
     }
@@ -54,29 +67,30 @@ enum Step {
     /// This many bytes of output are in the chunk; 0: the console is gone.
     Output(usize),
     Input(Vec<u8>),
+    /// What was typed may find room now.
+    Room,
     Detached,
 }
 
-/// What happens first. Both futures may be dropped: neither loses anything.
-async fn next(client: &mut Client, watcher: &mut Watcher, chunk: &mut [u8]) -> Result<Step, Ended> {
-    let input = pin!(client.read_console());
+/// What happens first. The futures may be dropped: none loses anything.
+async fn next(
+    client: &mut Client,
+    console: &Rc<GuestConsole>,
+    watcher: &mut Watcher,
+    chunk: &mut [u8],
+    waits_for_room: bool,
+) -> Result<Step, Ended> {
     let output = pin!(watcher.read(chunk));
+    let input = pin!(async {
+        if waits_for_room {
+            console.wait_for_room().await;
+            return Ok(Step::Room);
+        }
+        let input = client.read_console().await?;
+        Ok(input.map_or(Step::Detached, |bytes| Step::Input(Vec::from(bytes))))
+    });
     match select(input, output).await {
-        Either::Left((input, _)) => {
-            Ok(input?.map_or(Step::Detached, |bytes| Step::Input(Vec::from(bytes))))
-        }
+        Either::Left((step, _)) => step,
         Either::Right((count, _)) => Ok(Step::Output(count)),
-    }
-}
-
-/// Types bytes as fast as the guest reads them. A guest that reads nothing holds up its
-/// own administrator's input, and nothing else.
-async fn type_all(console: &Rc<GuestConsole>, mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        let taken = console.type_in(bytes);
-        bytes = &bytes[taken..];
-        if !bytes.is_empty() && !console.wait_for_room().await {
-            return;
-        }
     }
 }
