@@ -17,8 +17,13 @@ use std::time::{Duration, Instant};
 
 /// The longest line that a terminal takes is 4096 bytes; the rest is what surrounds it.
 const MAX_COMMAND: usize = 2600;
-/// How often a silent shell is asked again for its first answer.
+/// How soon a silent shell is asked again for its first answer; then twice as long.
 const KNOCK: Duration = Duration::from_secs(4);
+/// Longest time between two such questions, and until the first one if nothing on the
+/// console looks like a shell.
+const BLIND: Duration = Duration::from_secs(60);
+/// What the test ramdisk and the Debian root say when their shell starts.
+const SHELL_SIGNS: &[&str] = &["guest: up after", "root@debian", "(automatic login)"];
 /// Turns whatever shell listens into one without prompt, echo and line editing. May be
 /// sent again: it then replaces itself.
 const READER: &str = "\nexec sh -c 'stty -echo; while read -r line; do eval \"$line\"; done'\n";
@@ -109,19 +114,43 @@ impl Console {
         Ok(())
     }
 
-    /// Waits until a shell answers.
+    /// Waits until a shell answers. What is typed before it is there is kept by the guest's
+    /// terminal, so we begin when the console looks like it, and knock ever more rarely.
     pub fn wait_for_shell(&mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
+        let begin = Instant::now() + BLIND.min(limit / 2);
+        while !SHELL_SIGNS.iter().any(|sign| self.text().contains(sign)) && Instant::now() < begin {
+            ensure!(
+                self.is_attached(),
+                "the console ended; last: {}",
+                self.last()
+            );
+            thread::sleep(POLL);
+        }
+        let mark = format!("knock-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut pause = KNOCK;
         loop {
-            self.send(READER)?;
-            match self.run("true", KNOCK) {
-                Ok(Answer { status: 0, .. }) => return Ok(()),
-                Ok(answer) => bail!("the shell answers {answer:?}"),
-                Err(error) if Instant::now() > deadline || !self.is_attached() => {
-                    return Err(error.context("no shell on the console"));
+            self.send(&format!("{READER}echo '<<'{mark}\n"))?;
+            let next = (Instant::now() + pause).min(deadline);
+            while Instant::now() < next {
+                if self.text().contains(&format!("\n<<{mark}")) {
+                    // Behind what was typed in vain.
+                    self.run("true", deadline.saturating_duration_since(Instant::now()))?;
+                    return Ok(());
                 }
-                Err(_) => {}
+                ensure!(
+                    self.is_attached(),
+                    "the console ended; last: {}",
+                    self.last()
+                );
+                thread::sleep(POLL);
             }
+            ensure!(
+                next < deadline,
+                "no shell on the console; last: {}",
+                self.last()
+            );
+            pause = (pause * 2).min(BLIND);
         }
     }
 
