@@ -48,6 +48,8 @@ pub struct Guest {
     turn: Mutex<bool>,
     /// System time of its last start, against reboot loops.
     started_ns: Cell<u64>,
+    /// Ended, and kept only to be looked at: another guest has its configuration.
+    kept: Cell<bool>,
     /// Against a guest that does nothing but reboot.
     brake: Cell<RestartBrake>,
     /// CPU time of ours that was spent for it.
@@ -118,7 +120,10 @@ impl Guests {
         if table.contains_key(&config.name) {
             return Err(RpcError::GuestExists { name: config.name });
         }
-        if let Some(other) = table.values().find(|g| g.config.uuid == config.uuid) {
+        if let Some(other) = table
+            .values()
+            .find(|g| !g.kept.get() && g.config.uuid == config.uuid)
+        {
             return Err(RpcError::UuidExists {
                 name: other.name.borrow().clone(),
             });
@@ -129,6 +134,7 @@ impl Guests {
             running: RefCell::new(None),
             turn: Mutex::new(false),
             started_ns: Cell::new(0),
+            kept: Cell::new(false),
             brake: Cell::new(RestartBrake::default()),
             account: Account::new(),
             config,
@@ -269,7 +275,7 @@ impl Guests {
     pub fn users_of(&self, volume: &str) -> Vec<String> {
         self.all()
             .iter()
-            .filter(|g| g.config.disks.iter().any(|d| d.volume == volume))
+            .filter(|g| !g.kept.get() && g.config.disks.iter().any(|d| d.volume == volume))
             .map(|g| g.name.borrow().clone())
             .collect()
     }

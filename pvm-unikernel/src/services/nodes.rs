@@ -42,8 +42,9 @@ pub fn write_all(store: &Store, nodes: &[Node], guest: DomId) -> Result<(), XsEr
     })
 }
 
-/// Takes away what `write` and the guest's devices left.
-pub fn remove(host: &Host, config: &GuestConfig, domid: DomId) {
+/// Takes away what `write` and the guest's devices left. `vm` stays if another guest has
+/// the configuration now.
+pub fn remove(host: &Host, config: &GuestConfig, domid: DomId, keep_vm: bool) {
     let ours = home(BACKEND);
     let paths = [
         alloc::format!("{ours}/backend/vbd/{domid}"),
@@ -51,8 +52,9 @@ pub fn remove(host: &Host, config: &GuestConfig, domid: DomId) {
         home(domid),
         vm_path(&config.uuid),
     ];
-    for path in paths {
-        match host.store.with(|server| server.remove(&path)) {
+    let count = paths.len() - usize::from(keep_vm);
+    for path in &paths[..count] {
+        match host.store.with(|server| server.remove(path)) {
             // Not there, nor the node above: a domain without such devices.
             Ok(()) | Err(XsError::ENOENT) => {}
             Err(error) => log::warn!("domain {domid}: {path} stays: {}", XsText(error)),

@@ -12,6 +12,7 @@ use toolstack_domain::info::ShutdownReason;
 use toolstack_domain::lifecycle::{Next, after_shutdown};
 use toolstack_domain::placement::{self, PlacementError, Request};
 use toolstack_rpc::RpcError;
+use toolstack_rpc::message::GuestRef;
 use xen_abi::xen::virq;
 use xen_abi::{DomId, EvtchnPort, PAGE_SIZE};
 
@@ -180,7 +181,7 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
     }
     let ended = end_domain(host, &running).await;
     host.store.with(|server| server.domain_released(domid));
-    nodes::remove(host, &guest.config, domid);
+    nodes::remove(host, &guest.config, domid, guest.kept.get());
     ended.map_err(|error| failed("destroy", error))
 }
 
@@ -263,11 +264,14 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
     if next == Next::Preserve {
         return;
     }
+    if next == Next::RenameRestart {
+        return rename_and_restart(&host, &guest, domid).await;
+    }
     let lived = time::now_ns() - guest.started_ns.get();
     if let Err(error) = end(&host, &guest).await {
         log::error!("guest {name}: {error}");
     }
-    if matches!(next, Next::Restart | Next::RenameRestart) {
+    if next == Next::Restart {
         let mut brake = guest.brake.get();
         let may = brake.may_restart(lived);
         guest.brake.set(brake);
@@ -285,6 +289,31 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
     }
     *turn = true;
     host.guests.forget(&guest);
+}
+
+/// Keeps a domain that ended under another name, for somebody to look at, without its
+/// devices, which the new one needs; and starts the configuration anew.
+async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
+    let name: String = guest.name.borrow().clone();
+    let devices = guest
+        .running
+        .borrow_mut()
+        .as_mut()
+        .map(|r| core::mem::take(&mut r.devices));
+    if let Some(devices) = devices {
+        devices.end().await;
+    }
+    guest.kept.set(true);
+    let kept_as = GuestRef::Name(name.clone());
+    if let Err(error) = host
+        .guests
+        .rename(host, &kept_as, format!("{name}-{domid}"))
+    {
+        return log::error!("guest {name}: not restarted: {error}");
+    }
+    if let Err(error) = host.guests.create(host, guest.config.clone(), false).await {
+        log::error!("guest {name}: cannot be restarted: {error}");
+    }
 }
 
 fn unplaced(error: PlacementError, config: &GuestConfig, present: u32) -> RpcError {
