@@ -42,16 +42,18 @@ impl Store {
     }
 
     /// Uses the server. Not to be called from within itself.
+    ///
+    /// The server is told the time before: an event queued by a clock that stands still
+    /// would be born with its deadline behind it, and be dropped unread.
     pub fn with<R>(&self, work: impl FnOnce(&mut Server) -> R) -> R {
-        work(&mut self.server.borrow_mut())
+        let mut server = self.server.borrow_mut();
+        server.advance(time::now_ns() / 1_000_000);
+        work(&mut server)
     }
 
     async fn wake_rings(self: Rc<Self>) {
         loop {
-            let deadline = self.with(|server| {
-                server.advance(time::now_ns() / 1_000_000);
-                server.next_deadline_ms()
-            });
+            let deadline = self.with(Server::next_deadline_ms);
             let ready = poll_fn(|cx| self.server.borrow_mut().poll_ready(cx));
             // A new deadline comes only with output or input, which make a ring ready.
             let woken = match deadline {
