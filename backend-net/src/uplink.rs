@@ -183,7 +183,11 @@ impl Uplink {
                 self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            // A NIC refuses the shortest ones, or pads with what it finds.
+            // A NIC refuses the shortest ones, or pads with what it finds. Nor is it to be
+            // trusted with the checksum of a padded one: QEMU's takes the padding for data.
+            if frame.len() < MIN_WIRE {
+                fill_checksum(&mut frame);
+            }
             if !frame.pad_to(MIN_WIRE) {
                 self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
                 continue;

@@ -349,6 +349,36 @@ fn frames_that_no_wire_takes_are_dropped_or_padded() {
 }
 
 #[test]
+fn a_short_frame_has_its_checksum_before_it_is_padded() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut guest = bed.guest(1, LINUX, 0);
+    // 54 and 56 bytes over IPv4, as an acknowledgement or a SYN is; with and without the
+    // padding of whoever sent them.
+    for (len, padding) in [(0, 0), (1, 0), (2, 0), (0, 6), (40, 3)] {
+        let kind = Tcp {
+            options: false,
+            ..V4
+        };
+        let good = tcp(guest.mac, OUTSIDE, kind, &pattern(1, len));
+        let mut sent = good.clone();
+        blank(&mut sent, false);
+        sent.extend(vec![0xee; padding]);
+        guest.front.send(&sent, &sending(false, None));
+        bed.run();
+        let mut seen = outside.nic.take_sent().pop().unwrap();
+        if let Checksum::Partial(layout) = seen.checksum {
+            // All that the NIC is given is summed up.
+            finish(&mut seen.bytes, &layout, 0);
+        }
+        let (packet, rest) = seen.bytes.split_at(good.len());
+        assert_eq!(packet, good, "{len} and {padding}");
+        assert!(rest.iter().all(|byte| *byte == 0));
+        assert_eq!(seen.checksum == Checksum::Verified, good.len() < 60);
+    }
+}
+
+#[test]
 fn headers_are_found_where_etherparse_put_them() {
     for v6 in [false, true] {
         for options in [false, true] {

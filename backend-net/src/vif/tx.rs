@@ -424,14 +424,14 @@ fn classify(prefix: &Prefix, content: &Content) -> Option<What> {
     }
     let layout = headers::parse(prefix.as_slice(), content.len)?;
     what.checksum = Checksum::Partial(layout);
+    // What follows the IP packet would be summed up by a NIC, or sent as payload.
+    let l4 = headers::l4_bytes(prefix.as_slice(), &layout);
+    what.len = layout.l4_start() + l4;
     if let Some(gso) = content.gso {
         if layout.l4 != L4::Tcp || layout.ip != gso.ip {
             return None;
         }
-        let l4 = headers::l4_bytes(prefix.as_slice(), &layout);
         let payload = l4.checked_sub(layout.l4_len.into())?;
-        // What follows the IP packet would be taken for payload.
-        what.len = layout.l4_start() + l4;
         if payload > usize::from(gso.mss) {
             if gso.mss < MIN_MSS {
                 return None;
