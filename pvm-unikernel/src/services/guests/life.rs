@@ -5,7 +5,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use toolstack_domain::build::{self, BuildError, Built};
+use toolstack_domain::build::{self, BuildError, Built, NodeMap};
 use toolstack_domain::config::{GuestConfig, GuestType};
 use toolstack_domain::destroy;
 use toolstack_domain::info::ShutdownReason;
@@ -169,34 +169,49 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
     if let Err(error) = host.xen.pause_domain(domid) {
         log::warn!("guest {}: {error}", guest.name.borrow());
     }
-    let Some(mut running) = guest.running.borrow_mut().take() else {
+    // It stays listed, and its name taken, until nothing of it is left.
+    let parts = guest.running.borrow_mut().as_mut().map(|running| {
+        running.ended = true;
+        let rings = core::mem::take(&mut running.rings);
+        (
+            core::mem::take(&mut running.devices),
+            rings,
+            running.nodes.clone(),
+        )
+    });
+    let Some((devices, rings, memory)) = parts else {
         return Ok(());
     };
-    core::mem::take(&mut running.devices).end().await;
-    for ring in running.rings.drain(..) {
+    devices.end().await;
+    for ring in rings {
         ring.cancel();
         if let Ok(()) = ring.await {
             log::debug!("domain {domid}: a ring had been given up before");
         }
     }
-    let ended = end_domain(host, &running).await;
+    let ended = end_domain(host, domid, &memory).await;
     host.store.with(|server| server.domain_released(domid));
     nodes::remove(host, &guest.config, domid, guest.kept.get());
+    *guest.running.borrow_mut() = None;
     ended.map_err(|error| failed("destroy", error))
 }
 
 /// Each node's memory is cleared by a task on a core of that node; then Xen does the rest.
-async fn end_domain(host: &Host, running: &Running) -> Result<(), destroy::DestroyError> {
-    let (xen, domid) = (host.xen, running.domid);
+async fn end_domain(
+    host: &Host,
+    domid: DomId,
+    nodes: &NodeMap,
+) -> Result<(), destroy::DestroyError> {
+    let xen = host.xen;
     let began = time::now_ns();
     if let Some(info) = xen.domain_info(domid)?
         && info.hvm
         && !info.dying
     {
         let mut parts = Vec::new();
-        for node in destroy::nodes_of(&running.nodes) {
+        for node in destroy::nodes_of(nodes) {
             let vcpu = host.topology.vcpu_near(hal::Node(node.0));
-            let nodes = running.nodes.clone();
+            let nodes = nodes.clone();
             parts.push(exec::spawn_on(vcpu, move || async move {
                 destroy::clear_node(&xen, domid, &nodes, node).await
             }));
