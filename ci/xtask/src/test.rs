@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check, the host tests, and the integration tests on real Xen.
 
-use crate::it::{GROUPS, Group};
+use crate::it::{GROUPS, Group, left_out};
 use crate::lab::Lab;
 use crate::paths::Paths;
 use crate::qemu::BedOptions;
@@ -67,7 +67,7 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
         });
     }
     for group in GROUPS {
-        run_group(group, &wanted, &mut setup, &mut report)?;
+        run_group(group, only.is_empty(), &wanted, &mut setup, &mut report)?;
     }
     report.finish()
 }
@@ -76,6 +76,7 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
 /// so the next one gets a fresh bed.
 fn run_group(
     group: &Group,
+    whole_run: bool,
     wanted: &dyn Fn(&str) -> bool,
     setup: &mut Setup,
     report: &mut Report,
@@ -86,6 +87,14 @@ fn run_group(
         .tests
         .iter()
         .filter(|test| chosen(test.name))
+        .filter(|test| {
+            let why = left_out(&full_name(test.name)).filter(|_| whole_run);
+            let runs = why.is_none();
+            if let Some(why) = why {
+                report.step(&full_name(test.name), || Ok(Outcome::Skipped(why)));
+            }
+            runs
+        })
         .collect();
     if tests.is_empty() {
         return Ok(());
@@ -135,4 +144,16 @@ fn is_known(name: &str) -> bool {
                     .iter()
                     .any(|test| format!("{}/{}", group.name, test.name) == name)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_proven_test_exists() {
+        for name in crate::it::PROVEN {
+            assert!(is_known(name), "{name} is no test");
+        }
+    }
 }

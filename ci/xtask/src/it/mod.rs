@@ -12,7 +12,12 @@ mod leak;
 mod life;
 mod machines;
 mod network;
+mod proven;
 mod store;
+
+#[cfg(test)]
+pub use proven::PROVEN;
+pub use proven::left_out;
 
 use crate::bed::free_port;
 use crate::lab::Lab;
