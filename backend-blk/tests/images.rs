@@ -4,7 +4,7 @@
 mod recorder;
 
 use backend_blk::BlockError;
-use backend_blk::images::{ImageArea, ImageError, ObjectId};
+use backend_blk::images::{ImageArea, ImageError, ObjectId, SPARED};
 use proptest::prelude::*;
 use recorder::{Recorder, run};
 use sha2::{Digest, Sha256};
@@ -35,6 +35,15 @@ async fn put(area: &ImageArea<Recorder>, data: &[u8], chunk: usize) -> Result<()
         put.write(part).await?;
     }
     put.commit().await.map(drop)
+}
+
+/// Asks for as many others as make the area forget what was asked for before.
+async fn ask_for_others(area: &ImageArea<Recorder>) {
+    for n in 0..SPARED {
+        let other = bytes(1, 1000 + n as u32);
+        put(area, &other, 1).await.unwrap();
+        area.remove(&id(&other)).await.unwrap();
+    }
 }
 
 async fn read(area: &ImageArea<Recorder>, id: &ObjectId) -> Result<Vec<u8>, ImageError> {
@@ -164,9 +173,23 @@ fn open_objects_stay_and_collecting_takes_the_rest() {
         let second = held.clone();
         assert_eq!(area.remove(&id(&a)).await, Err(ImageError::InUse(2)));
         let wanted = id(&b);
+        assert_eq!(
+            area.collect(|_| false).await,
+            Ok((0, 0)),
+            "all were put just now"
+        );
+        ask_for_others(&area).await;
+        assert_eq!(area.has(&id(&c)), Some(7000));
+        assert_eq!(
+            area.collect(|id| *id == wanted).await,
+            Ok((0, 0)),
+            "asked for last"
+        );
+        ask_for_others(&area).await;
         assert_eq!(area.collect(|id| *id == wanted).await, Ok((1, 7000)));
         assert_eq!(area.objects().len(), 2);
         drop((held, second));
+        ask_for_others(&area).await;
         assert_eq!(area.collect(|id| *id == wanted).await, Ok((1, 5000)));
         assert_eq!(area.collect(|id| *id == wanted).await, Ok((0, 0)));
         assert_eq!(area.remove(&id(&a)).await, Err(ImageError::NotFound));
@@ -183,6 +206,7 @@ fn a_fresh_put_is_held_until_its_handle_goes() {
         let mut put = area.put(id(&data), 5000).unwrap();
         put.write(&data).await.unwrap();
         let handle = put.commit().await.unwrap();
+        ask_for_others(&area).await;
         assert_eq!(area.collect(|_| false).await, Ok((0, 0)));
         drop(handle);
         assert_eq!(area.collect(|_| false).await, Ok((1, 5000)));
@@ -283,10 +307,7 @@ async fn step(area: &ImageArea<Recorder>, n: u32) -> Result<(), ImageError> {
         4 => area.remove(&id(&bytes(20_000, 100))).await,
         // Takes the place of what was just removed.
         5 => put(area, &bytes(40_000, 102), 4_096).await,
-        6 => area
-            .collect(|id| *id != self::id(&bytes(30_000, 101)))
-            .await
-            .map(drop),
+        6 => area.remove(&id(&bytes(30_000, 101))).await,
         _ => area.remove_record("r").await,
     }
 }

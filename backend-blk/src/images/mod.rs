@@ -27,6 +27,7 @@ pub use put::Put;
 
 use crate::bytes::ByteIo;
 use crate::disk::{Disk, SECTOR};
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -44,6 +45,9 @@ use hal::block::BlockError;
 pub const BLOCK: usize = 4096;
 /// Longest name of a record, in bytes.
 pub const MAX_NAME: usize = 128;
+/// Objects that [`ImageArea::collect`] spares because they were asked for last: kernel
+/// and ramdisk of two guests that are being created.
+pub const SPARED: usize = 4;
 /// Longest record, in bytes.
 pub const MAX_RECORD: usize = 64 << 10;
 const BLOCK_SECTORS: u64 = BLOCK as u64 / SECTOR;
@@ -212,9 +216,22 @@ struct State {
     /// Blocks of a catalog that may or may not be on the disk: it is being written, or the
     /// disk failed while it was. The next one takes its place.
     doubtful: Vec<Run>,
+    /// Objects that somebody asked for, the last one last: a create asks for its kernel,
+    /// then puts its ramdisk, and names both only after that.
+    recent: VecDeque<ObjectId>,
     /// Objects that are being removed: they are not opened any more.
     removing: Vec<ObjectId>,
     handles: alloc::collections::BTreeMap<ObjectId, Arc<AtomicU32>>,
+}
+
+impl State {
+    fn touch(&mut self, id: &ObjectId) {
+        self.recent.retain(|other| other != id);
+        self.recent.push_back(*id);
+        if self.recent.len() > SPARED {
+            self.recent.pop_front();
+        }
+    }
 }
 
 struct Shared<D> {
@@ -289,6 +306,7 @@ impl<D: Disk> ImageArea<D> {
                 catalog,
                 reserved: Vec::new(),
                 doubtful: Vec::new(),
+                recent: VecDeque::new(),
                 removing: Vec::new(),
                 handles: alloc::collections::BTreeMap::new(),
             }),
@@ -302,10 +320,13 @@ impl<D: Disk> ImageArea<D> {
         &self.0.io
     }
 
-    /// Whether an object is there, and how long it is.
+    /// Whether an object is there, and how long it is. Asking keeps it from being
+    /// collected until others were asked for: see [`Self::collect`].
     pub fn has(&self, id: &ObjectId) -> Option<u64> {
-        let state = self.0.state.borrow();
-        state.catalog.objects.get(id).map(|place| place.len)
+        let mut state = self.0.state.borrow_mut();
+        let len = state.catalog.objects.get(id)?.len;
+        state.touch(id);
+        Some(len)
     }
 
     /// All objects with their lengths.
@@ -323,6 +344,7 @@ impl<D: Disk> ImageArea<D> {
         }
         let place = state.catalog.objects.get(id).ok_or(ImageError::NotFound)?;
         let place = Arc::new(place.clone());
+        state.touch(id);
         let count = state.handles.entry(*id).or_default().clone();
         count.fetch_add(1, Ordering::AcqRel);
         Ok(ObjectHandle {
@@ -344,7 +366,9 @@ impl<D: Disk> ImageArea<D> {
     /// Removes an object that is not open.
     pub async fn remove(&self, id: &ObjectId) -> Result<(), ImageError> {
         let _guard = self.lock().await;
-        self.has(id).ok_or(ImageError::NotFound)?;
+        if !self.0.state.borrow().catalog.objects.contains_key(id) {
+            return Err(ImageError::NotFound);
+        }
         match self.in_use(id) {
             0 => self.drop_objects(&[*id]).await,
             count => Err(ImageError::InUse(count)),
@@ -362,7 +386,8 @@ impl<D: Disk> ImageArea<D> {
         .await
     }
 
-    /// Removes every object that is neither open nor wanted; how many, and their bytes.
+    /// Removes every object that is neither open nor wanted, nor among the
+    /// [`SPARED`] that were put or asked for last; how many, and their bytes.
     pub async fn collect(
         &self,
         wanted: impl Fn(&ObjectId) -> bool,
@@ -371,7 +396,7 @@ impl<D: Disk> ImageArea<D> {
         let objects = self.objects();
         let gone: Vec<_> = objects
             .into_iter()
-            .filter(|(id, _)| !wanted(id) && self.in_use(id) == 0)
+            .filter(|(id, _)| !wanted(id) && self.in_use(id) == 0 && !self.is_recent(id))
             .collect();
         if gone.is_empty() {
             return Ok((0, 0));
@@ -474,6 +499,10 @@ impl<D: Disk> ImageArea<D> {
             total: u64::from(self.0.blocks - DATA_START) * BLOCK as u64,
             free: free * BLOCK as u64,
         }
+    }
+
+    fn is_recent(&self, id: &ObjectId) -> bool {
+        self.0.state.borrow().recent.contains(id)
     }
 
     fn in_use(&self, id: &ObjectId) -> u32 {
