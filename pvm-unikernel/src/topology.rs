@@ -35,14 +35,6 @@ impl Topology {
         VcpuId(if cpu < self.vcpus() { cpu } else { 0 })
     }
 
-    /// A vCPU on a node, if it can be one that is not the main container's.
-    pub fn vcpu_near(&self, node: Node) -> VcpuId {
-        let all = self.service_vcpus();
-        all.iter()
-            .find(|(_, n)| *n == node)
-            .map_or(VcpuId(0), |(v, _)| *v)
-    }
-
     /// vCPUs that are up.
     pub fn vcpus(&self) -> u32 {
         u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)

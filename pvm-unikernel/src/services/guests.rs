@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
-use toolstack_domain::build::{NodeMap, Placement};
+use toolstack_domain::build::Placement;
 use toolstack_domain::config::{DomainState, GuestConfig, ImageId};
 use toolstack_domain::hypercalls::NodeId;
 use toolstack_domain::info::DomainInfo;
@@ -60,7 +60,6 @@ pub struct Guest {
 struct Running {
     domid: DomId,
     placement: Placement,
-    nodes: NodeMap,
     /// Serve its xenstore ring and its console ring.
     rings: Vec<Task<()>>,
     devices: Devices,
