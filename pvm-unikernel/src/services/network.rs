@@ -203,10 +203,12 @@ async fn start_nic(
     topology: &Topology,
 ) -> Result<(XenPciFunction, Igb), driver_igb::IgbError> {
     let claimed = XenPciFunction::claim(ecam.clone(), function, Node(0))?;
-    let config = driver_igb::Config {
-        vcpus: topology.service_vcpus(),
-        mtu: MTU,
-    };
+    // No queue for the main container, so that its load does not follow the guests' traffic.
+    let mut vcpus = topology.service_vcpus();
+    if vcpus.iter().any(|(vcpu, _)| !topology.is_mc(*vcpu)) {
+        vcpus.retain(|(vcpu, _)| !topology.is_mc(*vcpu));
+    }
+    let config = driver_igb::Config { vcpus, mtu: MTU };
     let nic = Igb::start(&claimed, &NodeFrames, &VcpuTimer::default(), &config).await?;
     Ok((claimed, nic))
 }

@@ -62,7 +62,7 @@ fn poweroff_inside(lab: &mut Lab) -> Result<Outcome> {
     // The answer may or may not come out before the console is gone.
     let ended = guest
         .console
-        .run("(sleep 1; poweroff) &", Duration::from_secs(10));
+        .run("(sleep 1; /sbin/poweroff) &", Duration::from_secs(10));
     drop(ended);
     lab.wait_gone("a", BOOT_LIMIT)?;
     passed()
@@ -72,7 +72,7 @@ fn poweroff_inside(lab: &mut Lab) -> Result<Outcome> {
 fn reboot_inside(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = lab.boot(&GuestSpec::new("a"))?;
     let old = lab.domid("a")?;
-    guest.ok("(sleep 1; reboot) >/dev/null 2>&1 &")?;
+    guest.ok("(sleep 1; /sbin/reboot) >/dev/null 2>&1 &")?;
     drop(guest);
     lab.wait_reborn("a", old, BOOT_LIMIT)?;
     let mut guest = lab.attach("a")?;
