@@ -5,7 +5,18 @@
 //! `--only` it runs like any other.
 
 /// Tests that have passed, as `group/test`.
-pub const PROVEN: &[&str] = &["boot/pvh-debian13-1-vcpu", "life/shutdown-ends-the-guest"];
+pub const PROVEN: &[&str] = &[
+    "boot/pvh-debian13-1-vcpu",
+    "boot/pv-debian13-1-vcpu",
+    "life/shutdown-ends-the-guest",
+    "life/guest-powers-itself-off",
+    "life/guest-reboots-with-no-cli",
+    "life/reboot-command",
+    "life/crash-destroys-by-default",
+    "life/crash-restarts-if-asked",
+    "life/crash-preserves-if-asked",
+    "life/pause-stops-and-unpause-goes-on",
+];
 
 /// Why a whole run leaves a test out; `None`: it does not.
 pub fn left_out(full_name: &str) -> Option<String> {
