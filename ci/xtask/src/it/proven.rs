@@ -16,6 +16,9 @@ pub const PROVEN: &[&str] = &[
     "life/crash-restarts-if-asked",
     "life/crash-preserves-if-asked",
     "life/pause-stops-and-unpause-goes-on",
+    "life/memory-comes-back",
+    "life/host-powers-off",
+    "console/several-watchers-see-the-same",
 ];
 
 /// Why a whole run leaves a test out; `None`: it does not.
