@@ -429,6 +429,8 @@ impl GuestSpec {
         if self.address.is_some() {
             writeln!(text, "vif = [ \"\" ]")?;
         }
+        // QEMU's TCG has no invariant TSC: by default Xen would trap each read of it.
+        text.push_str("tsc_mode = \"native\"\n");
         text.push_str(&self.more);
         Ok(text)
     }

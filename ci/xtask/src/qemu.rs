@@ -287,9 +287,12 @@ pub fn command(
     }
     add_disks(&mut qemu, options, files)?;
     add_nics(&mut qemu, options, rpc);
+    // TCG's XSAVE and XRSTOR do not fault when CR0.TS is set, so that Xen's lazy switching
+    // of the FPU, its default on AMD, lets guests take each other's registers.
     let mut xen = format!(
         "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all bootscrub=0 \
-         sched_ratelimit_us=0 dom0_mem={mem} dom0_max_vcpus={vcpus} dom0_vcpus_pin",
+         sched_ratelimit_us=0 dom0_mem={mem} dom0_max_vcpus={vcpus} dom0_vcpus_pin \
+         spec-ctrl=eager-fpu",
         mem = options.dom0_mem,
         vcpus = nodes * cores,
     );

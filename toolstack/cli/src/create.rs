@@ -6,7 +6,7 @@ use std::time::Instant;
 use closer::kernel_image::{self, KernelImage};
 use closer::xlcfg::{self, XlConfig};
 use serde_json::{Value, json};
-use toolstack_domain::config::{Action, GuestConfig, GuestType};
+use toolstack_domain::config::{Action, GuestConfig, GuestType, TscMode};
 use toolstack_rpc::message::GuestRef;
 use toolstack_rpc::server::check_name;
 use toolstack_rpc::{Request, Response};
@@ -214,7 +214,16 @@ fn describe(guest: &GuestConfig) -> Value {
         "on_poweroff": action(guest.on_poweroff),
         "on_reboot": action(guest.on_reboot),
         "on_crash": action(guest.on_crash),
+        "tsc_mode": tsc_mode(guest.tsc_mode),
     })
+}
+
+fn tsc_mode(mode: TscMode) -> &'static str {
+    match mode {
+        TscMode::Default => "default",
+        TscMode::AlwaysEmulate => "always_emulate",
+        TscMode::Native => "native",
+    }
 }
 
 /// `type` of xl.cfg.

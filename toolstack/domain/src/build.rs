@@ -208,6 +208,7 @@ fn make_vcpus<H: Hypercalls>(
     for (vcpu, cpus) in (0..).zip(&placement.pins) {
         xen.set_hard_affinity(id, vcpu, cpus)?;
     }
+    xen.set_tsc_mode(id, config.tsc_mode)?;
     xen.set_max_memory(id, u64::from(config.memory_mib) * 1024 + SLACK_KIB)?;
     let port = || {
         xen.calls().alloc_unbound(id).map_err(|errno| CallError {

@@ -30,6 +30,18 @@ pub enum Action {
     RenameRestart,
 }
 
+/// `tsc_mode` of xl.cfg: what a guest's RDTSC reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TscMode {
+    /// The processor's counter if Xen finds it reliable on this host, else Xen's.
+    #[default]
+    Default,
+    /// Xen's: each RDTSC traps.
+    AlwaysEmulate,
+    /// The processor's, whether reliable or not.
+    Native,
+}
+
 /// A kernel or a ramdisk kept in the host's image area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ImageId(
@@ -131,6 +143,8 @@ pub struct GuestConfig {
     pub on_reboot: Action,
     /// `on_crash`; default destroy.
     pub on_crash: Action,
+    /// `tsc_mode`.
+    pub tsc_mode: TscMode,
 }
 
 /// What the CLI's `list` shows as the domain's state; xl's letters.

@@ -41,6 +41,7 @@ pub(crate) struct FakeDomain {
     pub(crate) affinity: BTreeMap<u32, Vec<u8>>,
     pub(crate) max_memkb: u64,
     pub(crate) pool: u64,
+    pub(crate) tsc_mode: u32,
     pub(crate) cpuid: Vec<CpuidLeaf>,
     pub(crate) params: BTreeMap<u32, u64>,
     pub(crate) ports: u32,
@@ -307,6 +308,10 @@ impl Hypercalls for FakeXen {
                 hvm_only(domain)?;
                 assert!(domain.pages.is_empty(), "the pool comes before memory");
                 domain.pool = get::<domctl::PagingMempool>(&op.u).size;
+            }
+            cmd::SETTSCINFO => {
+                assert!(domain.vcpus_made > 0, "Xen sets it in the vCPUs");
+                domain.tsc_mode = get::<domctl::TscInfo>(&op.u).tsc_mode;
             }
             cmd::SET_CPU_POLICY => {
                 let at = offset_of!(domctl::CpuPolicy, leaves);

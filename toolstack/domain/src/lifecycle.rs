@@ -75,7 +75,7 @@ impl RestartBrake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{GuestType, ImageId, Kernel};
+    use crate::config::{GuestType, ImageId, Kernel, TscMode};
     use alloc::string::String;
     use alloc::vec::Vec;
 
@@ -101,6 +101,7 @@ mod tests {
             on_poweroff,
             on_reboot,
             on_crash,
+            tsc_mode: TscMode::Default,
         }
     }
 

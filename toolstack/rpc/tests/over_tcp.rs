@@ -561,7 +561,9 @@ fn no_volume_larger_than_the_disk() {
 }
 
 mod common {
-    use toolstack_domain::config::{Action, DomainState, GuestConfig, GuestType, ImageId, Kernel};
+    use toolstack_domain::config::{
+        Action, DomainState, GuestConfig, GuestType, ImageId, Kernel, TscMode,
+    };
     use toolstack_rpc::fake::Guest;
 
     pub fn guest(name: &str, domid: u16) -> Guest {
@@ -587,6 +589,7 @@ mod common {
                 on_poweroff: Action::Destroy,
                 on_reboot: Action::Restart,
                 on_crash: Action::Destroy,
+                tsc_mode: TscMode::Native,
             },
             domid,
             state: DomainState::Blocked,

@@ -44,6 +44,8 @@ pub mod cmd {
     pub const SETHVMCONTEXT: u32 = 34;
     /// `XEN_DOMCTL_set_address_size`
     pub const SET_ADDRESS_SIZE: u32 = 35;
+    /// `XEN_DOMCTL_settscinfo`
+    pub const SETTSCINFO: u32 = 60;
     /// `XEN_DOMCTL_set_cpu_policy`
     pub const SET_CPU_POLICY: u32 = 83;
     /// `XEN_DOMCTL_set_paging_mempool_size`
@@ -222,6 +224,24 @@ pub struct PagingMempool {
     pub size: u64,
 }
 
+/// `struct xen_domctl_tsc_info`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct TscInfo {
+    /// `XEN_CPUID_TSC_MODE`'s numbers: 0 default, 1 always emulate, 2 never.
+    pub tsc_mode: u32,
+    /// kHz; 0: the host's.
+    pub gtsc_khz: u32,
+    /// 0 for a domain that is not restored.
+    pub incarnation: u32,
+    /// Unused.
+    pub pad: u32,
+    /// Nanoseconds since the guest's start, by its own TSC.
+    pub elapsed_nsec: u64,
+}
+
 /// `struct xen_domctl_cpu_policy`; `leaves` and `msrs` are pointers.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
@@ -274,6 +294,9 @@ abi_check! {
     struct "struct xen_domctl_hypercall_init" = HypercallInit { "gmfn" => gmfn };
     struct "struct xen_domctl_hvmcontext" = HvmContext { "size" => size, "buffer" => buffer };
     struct "struct xen_domctl_paging_mempool" = PagingMempool { "size" => size };
+    struct "struct xen_domctl_tsc_info" = TscInfo {
+        "tsc_mode" => tsc_mode, "gtsc_khz" => gtsc_khz, "incarnation" => incarnation, "elapsed_nsec" => elapsed_nsec
+    };
     struct "struct xen_domctl_cpu_policy" = CpuPolicy {
         "nr_leaves" => nr_leaves, "nr_msrs" => nr_msrs, "leaves" => leaves, "msrs" => msrs,
         "err_leaf" => err_leaf, "err_subleaf" => err_subleaf, "err_msr" => err_msr
@@ -295,6 +318,7 @@ abi_check! {
     const "XEN_DOMCTL_gethvmcontext" = cmd::GETHVMCONTEXT;
     const "XEN_DOMCTL_sethvmcontext" = cmd::SETHVMCONTEXT;
     const "XEN_DOMCTL_set_address_size" = cmd::SET_ADDRESS_SIZE;
+    const "XEN_DOMCTL_settscinfo" = cmd::SETTSCINFO;
     const "XEN_DOMCTL_set_cpu_policy" = cmd::SET_CPU_POLICY;
     const "XEN_DOMCTL_set_paging_mempool_size" = cmd::SET_PAGING_MEMPOOL_SIZE;
     const "XEN_DOMINF_dying" = DOMINF_DYING;

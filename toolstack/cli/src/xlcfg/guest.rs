@@ -71,6 +71,7 @@ impl XlConfig {
             on_poweroff: self.on_poweroff,
             on_reboot: self.on_reboot,
             on_crash: self.on_crash,
+            tsc_mode: self.tsc_mode,
         })
     }
 

@@ -28,7 +28,7 @@ impl std::fmt::Display for NoEffect {
 }
 
 /// Keys that [`super::XlConfig`] is made of.
-pub const READ: [&str; 21] = [
+pub const READ: [&str; 22] = [
     "bootloader",
     "builder",
     "cmdline",
@@ -46,6 +46,7 @@ pub const READ: [&str; 21] = [
     "on_reboot",
     "ramdisk",
     "root",
+    "tsc_mode",
     "type",
     "uuid",
     "vcpus",
@@ -215,7 +216,6 @@ const NOT_SUPPORTED: &[&str] = &[
     "suppress_spurious_page_faults",
     "timer_mode",
     "trap_unmapped_accesses",
-    "tsc_mode",
     "vmtrace_buf_kb",
     "vnuma",
     "vpmu",

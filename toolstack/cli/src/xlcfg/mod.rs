@@ -26,7 +26,7 @@ use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use toolstack_domain::config::{Action, GuestType};
+use toolstack_domain::config::{Action, GuestType, TscMode};
 
 use cpus::CpuList;
 use disk::XlDisk;
@@ -77,6 +77,8 @@ pub struct XlConfig {
     pub on_reboot: Action,
     /// `on_crash`
     pub on_crash: Action,
+    /// `tsc_mode`
+    pub tsc_mode: TscMode,
     /// `uuid`
     pub uuid: Option<[u8; 16]>,
 }

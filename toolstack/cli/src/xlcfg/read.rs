@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use toolstack_domain::config::{Action, GuestType};
+use toolstack_domain::config::{Action, GuestType, TscMode};
 use toolstack_domain::vdev::device_number;
 use toolstack_rpc::server::check_name;
 
@@ -56,6 +56,7 @@ impl<'a> Reader<'a> {
             on_poweroff: self.action("on_poweroff", Action::Destroy)?,
             on_reboot: self.action("on_reboot", Action::Restart)?,
             on_crash: self.action("on_crash", Action::Destroy)?,
+            tsc_mode: self.tsc_mode()?,
             uuid: self.uuid()?,
         };
         self.warnings.sort_by_key(|w| w.at.line);
@@ -394,6 +395,24 @@ impl<'a> Reader<'a> {
                 key: key.to_owned(),
                 what: format!("no effect here: {}", ignored.join(", ")),
             });
+        }
+    }
+
+    fn tsc_mode(&self) -> Result<TscMode, ConfigError> {
+        let Some((setting, text)) = self.text("tsc_mode")? else {
+            return Ok(TscMode::Default);
+        };
+        match text {
+            "default" => Ok(TscMode::Default),
+            "always_emulate" => Ok(TscMode::AlwaysEmulate),
+            "native" => Ok(TscMode::Native),
+            other => {
+                let what = format!(
+                    "tsc_mode: '{}' is none of default, always_emulate, native",
+                    other.escape_debug()
+                );
+                Err(ConfigError::at(&setting.value.at, what))
+            }
         }
     }
 

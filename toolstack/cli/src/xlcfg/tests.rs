@@ -44,6 +44,7 @@ vif = [ 'mac=00:16:3e:00:00:01,bridge=xenbr0', "" ]
 on_poweroff = "preserve"
 on_reboot = 'destroy'
 on_crash = "coredump-restart"
+tsc_mode = "native"
 uuid = "01234567-89ab-CDEF-0123-456789abcdef"
 "#;
     let (config, warnings) = good(text, &[]);
@@ -91,6 +92,7 @@ uuid = "01234567-89ab-CDEF-0123-456789abcdef"
             on_poweroff: Action::Preserve,
             on_reboot: Action::Destroy,
             on_crash: Action::Restart,
+            tsc_mode: TscMode::Native,
             uuid: Some([
                 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd,
                 0xef
@@ -109,6 +111,7 @@ fn what_is_not_said_is_as_in_xl() {
     assert_eq!(config.on_poweroff, Action::Destroy);
     assert_eq!(config.on_reboot, Action::Restart);
     assert_eq!(config.on_crash, Action::Destroy);
+    assert_eq!(config.tsc_mode, TscMode::Default);
     assert!(config.cpus.is_empty() && config.disks.is_empty() && config.vifs.is_empty());
 }
 
@@ -306,6 +309,10 @@ fn wrong_values_are_refused_with_their_place() {
         (
             "on_crash = 'explode'",
             "g.cfg:4:12: on_crash: 'explode' is none of destroy, restart, rename-restart, preserve",
+        ),
+        (
+            "tsc_mode = 'native_paravirt'",
+            "g.cfg:4:12: tsc_mode: 'native_paravirt' is none of default, always_emulate, native",
         ),
         (
             "uuid = '1234'",

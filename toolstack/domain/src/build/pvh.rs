@@ -1,7 +1,7 @@
 //! Building a PVH guest, in the order of stock libxl.
 //!
-//! Left out against libxl: `settscinfo` (the mode it sets is the one a domain is born
-//! with), and claiming pages (placement looked, and a short count ends the build).
+//! Left out against libxl: claiming pages (placement looked, and a short count ends the
+//! build).
 
 use super::kernel::load_kernel;
 use super::populate::{populate, populate_few, split};

@@ -195,6 +195,7 @@ fn a_pvh_guest_finds_everything_from_its_start_info() {
         fake.with(id, |domain| {
             assert_eq!(map, domain.memmap);
             assert_eq!(domain.pool, (256 * 3 + 64) * 4096);
+            assert_eq!(domain.tsc_mode, 2);
             assert_eq!(domain.max_memkb, 64 * 1024 + 1024);
             assert_eq!(domain.cpuid[0].b, 2 << 16);
             assert_eq!(domain.affinity.len(), 3);

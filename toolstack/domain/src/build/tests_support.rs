@@ -1,6 +1,6 @@
 //! What the builders' tests share.
 
-use crate::config::{Action, GuestConfig, GuestType, ImageId, Kernel, Segment};
+use crate::config::{Action, GuestConfig, GuestType, ImageId, Kernel, Segment, TscMode};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -29,6 +29,7 @@ pub(super) fn config(kind: GuestType, memory_mib: u32) -> GuestConfig {
         on_poweroff: Action::Destroy,
         on_reboot: Action::Restart,
         on_crash: Action::Destroy,
+        tsc_mode: TscMode::Native,
     }
 }
 

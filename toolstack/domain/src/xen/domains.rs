@@ -1,6 +1,7 @@
 //! Operations on one domain.
 
 use super::{CallError, CreateLayout, Xen};
+use crate::config::TscMode;
 use crate::hypercalls::{Buffer, Hypercalls};
 use crate::info::DomainInfo;
 use alloc::vec;
@@ -9,7 +10,7 @@ use core::mem::offset_of;
 use xen_abi::arch_x86::VcpuGuestContext;
 use xen_abi::domctl::{
     self, CpuPolicy, CpuidLeaf, GetDomainInfo, GetVcpuInfo, HvmContext, HypercallInit, MaxMem,
-    MaxVcpus, PagingMempool, VcpuAffinity, VcpuContext, cmd, v4_17, v4_19,
+    MaxVcpus, PagingMempool, TscInfo, VcpuAffinity, VcpuContext, cmd, v4_17, v4_19,
 };
 use xen_abi::errno::Errno;
 use xen_abi::{DomId, sysctl};
@@ -272,6 +273,29 @@ impl<H: Hypercalls> Xen<'_, H> {
             cmd::SET_PAGING_MEMPOOL_SIZE,
             domain,
             &mut PagingMempool { size },
+            &mut [],
+        )
+        .map(drop)
+    }
+
+    /// `XEN_DOMCTL_settscinfo`, for a new domain; after its vCPUs are made.
+    ///
+    /// # Errors
+    /// Xen's own.
+    pub fn set_tsc_mode(&self, domain: DomId, mode: TscMode) -> Result<(), CallError> {
+        let tsc_mode = match mode {
+            TscMode::Default => 0,
+            TscMode::AlwaysEmulate => 1,
+            TscMode::Native => 2,
+        };
+        self.domctl(
+            "settscinfo",
+            cmd::SETTSCINFO,
+            domain,
+            &mut TscInfo {
+                tsc_mode,
+                ..TscInfo::default()
+            },
             &mut [],
         )
         .map(drop)
