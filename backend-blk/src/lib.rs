@@ -24,6 +24,7 @@ pub mod gpt;
 pub mod images;
 pub mod nodes;
 pub mod protocol;
+mod ring;
 mod task;
 
 pub use bytes::ByteIo;
@@ -31,4 +32,5 @@ pub use counters::{Counters, Snapshot};
 pub use disk::{Disk, Extent, Geometry, QueueDisk, SECTOR, Volume};
 pub use hal::block::{BlockError, Hold};
 pub use nodes::{FrontendNodes, NodesError, backend_nodes};
+pub use ring::Protocol;
 pub use task::{Device, End, Stop, serve};

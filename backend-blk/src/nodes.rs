@@ -2,6 +2,7 @@
 
 use crate::disk::Geometry;
 use crate::protocol::MAX_INDIRECT_SEGMENTS;
+use crate::ring::Protocol;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -19,6 +20,8 @@ pub struct FrontendNodes {
     pub ring: Vec<GrantRef>,
     /// The frontend's unbound event channel.
     pub event_channel: EvtchnPort,
+    /// Layout of the ring.
+    pub protocol: Protocol,
 }
 
 /// What is wrong with a frontend's nodes.
@@ -30,7 +33,7 @@ pub enum NodesError {
     NotANumber(String),
     /// More ring pages than we offer.
     RingPageOrder(u32),
-    /// A protocol other than this machine's own, of 64 bits.
+    /// A protocol of no x86.
     Protocol,
 }
 
@@ -42,7 +45,7 @@ impl fmt::Display for NodesError {
             Self::RingPageOrder(order) => {
                 write!(f, "ring-page-order {order} is above {MAX_RING_PAGE_ORDER}")
             }
-            Self::Protocol => f.write_str("only protocol x86_64-abi is supported"),
+            Self::Protocol => f.write_str("its protocol is neither x86_64-abi nor x86_32-abi"),
         }
     }
 }
@@ -54,9 +57,11 @@ impl FrontendNodes {
     /// frontend's directory.
     pub fn parse(read: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Self, NodesError> {
         // Absent means "native", which header and Linux take as this machine's own.
-        if read("protocol").is_some_and(|value| value != b"x86_64-abi") {
-            return Err(NodesError::Protocol);
-        }
+        let protocol = match read("protocol").as_deref() {
+            None | Some(b"x86_64-abi") => Protocol::X86_64,
+            Some(b"x86_32-abi") => Protocol::X86_32,
+            Some(_) => return Err(NodesError::Protocol),
+        };
         let number = |node: &str| -> Result<Option<u32>, NodesError> {
             let Some(value) = read(node) else {
                 return Ok(None);
@@ -87,6 +92,7 @@ impl FrontendNodes {
         Ok(Self {
             ring,
             event_channel: EvtchnPort(need("event-channel")?),
+            protocol,
         })
     }
 }
@@ -157,6 +163,7 @@ mod tests {
         let expected = FrontendNodes {
             ring: Vec::from([GrantRef(8)]),
             event_channel: EvtchnPort(15),
+            protocol: Protocol::X86_64,
         };
         assert_eq!(one.unwrap(), expected);
         let two = parse(&[
@@ -172,6 +179,12 @@ mod tests {
             ("event-channel", "1"),
         ]);
         assert_eq!(zero.unwrap().ring, [GrantRef(4)]);
+        let grub = parse(&[
+            ("ring-ref", "1"),
+            ("event-channel", "2"),
+            ("protocol", "x86_32-abi"),
+        ]);
+        assert_eq!(grub.unwrap().protocol, Protocol::X86_32);
     }
 
     #[test]
@@ -197,10 +210,7 @@ mod tests {
             parse(&[("ring-page-order", "5")]),
             Err(NodesError::RingPageOrder(5))
         );
-        assert_eq!(
-            parse(&[("protocol", "x86_32-abi")]),
-            Err(NodesError::Protocol)
-        );
+        assert_eq!(parse(&[("protocol", "arm-abi")]), Err(NodesError::Protocol));
     }
 
     proptest! {

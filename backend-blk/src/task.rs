@@ -5,6 +5,7 @@ use crate::counters::{Counters, add};
 use crate::data::{BOUNCE_PAGES, Context, Failure, Finished};
 use crate::disk::Disk;
 use crate::protocol::{self, Tag, Work};
+use crate::ring::{Protocol, Ring};
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -17,11 +18,9 @@ use core::task::{Context as TaskContext, Poll, Waker};
 use futures_util::stream::{FuturesUnordered, Stream};
 use hal::{DmaAllocator, Node};
 use xen_abi::GrantRef;
-use xen_abi::io::blkif::{self, RSP_ERROR};
+use xen_abi::io::blkif::RSP_ERROR;
 use xen_ring::peer::{Events, GrantStatus, Grants};
-use xen_ring::{BackRing, Kick, RingError};
-
-type Ring = BackRing<blkif::Request, blkif::Response>;
+use xen_ring::{Kick, RingError};
 
 /// Requests taken from a ring before the vCPU's other tasks get their turn.
 const BUDGET: usize = 32;
@@ -40,6 +39,8 @@ pub struct Device<G, E, D> {
     pub disk: D,
     /// The ring's pages, from [`crate::FrontendNodes`].
     pub ring: Vec<GrantRef>,
+    /// Their layout.
+    pub protocol: Protocol,
     /// Where pages for copied requests come from.
     pub dma: Rc<dyn DmaAllocator>,
     /// The guest's node.
@@ -116,7 +117,7 @@ where
             return End::Map(status);
         }
     };
-    let ring = match Ring::attach(pages) {
+    let ring = match Ring::attach(pages, device.protocol) {
         Ok(ring) => ring,
         Err(error) => {
             log::warn!("{}: {error}", device.name);
@@ -303,7 +304,7 @@ where
                 self.log_failure(failure);
             }
             self.ring
-                .push_response(&finished.tag.response(finished.status));
+                .push_response(finished.tag.response(finished.status));
         }
         match self.ring.publish() {
             Kick::Needed => {

@@ -3,7 +3,7 @@
 
 mod guest;
 
-use backend_blk::{BlockError, End};
+use backend_blk::{BlockError, End, Protocol};
 use guest::{Bed, Options, VOLUME_START, indirect, request};
 use proptest::prelude::*;
 use xen_abi::GrantRef;
@@ -530,8 +530,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// One request at a time against a plain array, memory and disk both compared.
     #[test]
-    fn random_requests_agree_with_a_model(steps in proptest::collection::vec(step(), 1..40)) {
-        let mut bed = Bed::new(Options::default());
+    fn random_requests_agree_with_a_model(
+        steps in proptest::collection::vec(step(), 1..40),
+        protocol in prop_oneof![Just(Protocol::X86_64), Just(Protocol::X86_32)],
+    ) {
+        let mut bed = Bed::new(Options { protocol, ..Options::default() });
         let memory = bed.guest.alloc(64);
         let table = bed.guest.alloc(1);
         let table_ref = bed.grant(&table, 0, Access::Read);

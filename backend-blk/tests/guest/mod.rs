@@ -5,17 +5,19 @@
     reason = "shared by several tests, each of which uses a part of it; small made-up numbers"
 )]
 
-use backend_blk::{BlockError, Counters, Device, Disk, End, Extent, Geometry, Stop, Volume, serve};
+use backend_blk::{
+    BlockError, Counters, Device, Disk, End, Extent, Geometry, Protocol, Stop, Volume, serve,
+};
 use hal::block::Hold;
 use hal::{DmaSegment, Node};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use xen_abi::io::blkif::{self, Request, RequestIndirect, Response, Segment};
+use xen_abi::io::blkif::{self, Request, RequestIndirect, Response, Segment, x86_32};
 use xen_abi::{DomId, GrantRef};
 use xen_ring::peer::{Access, Events};
-use xen_ring::{FrontRing, Kick};
+use xen_ring::{FrontRing, Kick, SharedPages};
 use xen_sim::{
     Executor, GuestPages, Machine, SimAllocator, SimEvents, SimGrants, SimGuest, SimTimer, Task,
 };
@@ -158,6 +160,56 @@ impl Disk for RamDisk {
 /// Where the volume starts on the disk: what lies before and after must never change.
 pub const VOLUME_START: u64 = 64;
 
+/// A frontend's end of a ring in either layout.
+pub enum Front {
+    X86_64(FrontRing<Request, Response>),
+    X86_32(FrontRing<x86_32::Request, x86_32::Response>),
+}
+
+impl Front {
+    fn init(pages: SharedPages, protocol: Protocol, start: u32) -> Self {
+        match protocol {
+            Protocol::X86_64 => Self::X86_64(FrontRing::init(pages, start)),
+            Protocol::X86_32 => Self::X86_32(FrontRing::init(pages, start)),
+        }
+    }
+
+    pub fn size(&self) -> u32 {
+        match self {
+            Self::X86_64(ring) => ring.size(),
+            Self::X86_32(ring) => ring.size(),
+        }
+    }
+
+    fn push_request(&mut self, request: Request) {
+        match self {
+            Self::X86_64(ring) => ring.push_request(&request),
+            Self::X86_32(ring) => ring.push_request(&request.into()),
+        }
+    }
+
+    fn publish(&mut self) -> Kick {
+        match self {
+            Self::X86_64(ring) => ring.publish(),
+            Self::X86_32(ring) => ring.publish(),
+        }
+    }
+
+    pub fn next_response(&mut self) -> Option<Response> {
+        match self {
+            Self::X86_64(ring) => ring.next_response(),
+            Self::X86_32(ring) => ring.next_response().map(Response::from),
+        }
+    }
+
+    pub fn forge_req_prod(&mut self, value: u32) {
+        match self {
+            Self::X86_64(ring) => ring.forge_req_prod(value),
+            Self::X86_32(ring) => ring.forge_req_prod(value),
+        }
+    }
+}
+
 /// A backend serving a guest, from the guest's side.
 pub struct Bed {
     pub exec: Executor,
@@ -168,7 +220,7 @@ pub struct Bed {
     pub dma: SimAllocator,
     pub counters: Arc<Counters>,
     pub stop: Stop,
-    pub front: FrontRing<Request, Response>,
+    pub front: Front,
     pub ring: GuestPages,
     pub port: SimEvents,
     pub task: Task<End>,
@@ -179,6 +231,7 @@ pub struct Bed {
 
 pub struct Options {
     pub ring_pages: usize,
+    pub protocol: Protocol,
     pub sectors: u64,
     pub read_only: bool,
     pub start: u32,
@@ -190,6 +243,7 @@ impl Default for Options {
         // Rings near the wrap: every test crosses it.
         Self {
             ring_pages: 1,
+            protocol: Protocol::X86_64,
             sectors: 2048,
             read_only: false,
             start: u32::MAX - 5,
@@ -218,10 +272,8 @@ impl Bed {
             .collect();
         let grants = guest.grants();
         let view = grants.clone();
-        let front = FrontRing::init(
-            xen_ring::peer::Grants::map_ring(&view, &refs).unwrap(),
-            options.start,
-        );
+        let pages = xen_ring::peer::Grants::map_ring(&view, &refs).unwrap();
+        let front = Front::init(pages, options.protocol, options.start);
         let (back, port) = SimEvents::pair();
         let (stop, counters, dma) = (
             Stop::new(),
@@ -234,6 +286,7 @@ impl Bed {
             events: back,
             disk: volume,
             ring: refs,
+            protocol: options.protocol,
             dma: Rc::new(dma.clone()),
             node: Node(0),
             counters: counters.clone(),
@@ -266,7 +319,7 @@ impl Bed {
     pub fn push(&mut self, mut raw: Request) -> u64 {
         raw.id = self.next_id;
         self.next_id += 1;
-        self.front.push_request(&raw);
+        self.front.push_request(raw);
         raw.id
     }
 

@@ -84,7 +84,7 @@ impl Setup {
         };
         let piece = self
             .cache()
-            .piece(name, recipe(&["3", INIT, HALT]), |dir| {
+            .piece(name, recipe(&["4", INIT, HALT]), |dir| {
                 let root = dir.join("root");
                 for folder in ["bin", "sbin", "usr/bin", "modules"] {
                     fs::create_dir_all(root.join(folder)).context("cannot lay out the ramdisk")?;
@@ -255,6 +255,8 @@ fn add_program(tools: &Path, root: &Path, name: &str) -> Result<()> {
         }
     }
     copy_into(tools, root, loader)?;
+    // glibc loads it when a thread is cancelled.
+    copy_into(tools, root, "usr/lib/x86_64-linux-gnu/libgcc_s.so.1")?;
     for (link, to) in [("lib64", "usr/lib64"), ("lib", "usr/lib")] {
         if !root.join(link).exists() {
             symlink(to, root.join(link)).context("cannot link the libraries")?;

@@ -94,6 +94,7 @@ fn guest_to_guest(lab: &mut Lab) -> Result<Outcome> {
     send_and_compare(&mut one, &mut two, SECOND)?;
     send_and_compare(&mut two, &mut one, FIRST)?;
     two.ok("iperf3 -s -D -1")?;
+    two.ok(&listening(5201))?;
     let text = one.ok_within(&format!("iperf3 -c {SECOND} -t 4 -f m"), BULK_LIMIT)?;
     let line = text
         .lines()
@@ -108,11 +109,17 @@ fn guest_to_guest(lab: &mut Lab) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{rate} Mbit/s guest to guest")))
 }
 
+/// A command that ends once somebody listens on a port.
+fn listening(port: u16) -> String {
+    format!("until netstat -ltn | grep -q ':{port} '; do sleep 0.1; done")
+}
+
 /// A stream larger than any buffer on its way, compared by checksum.
 fn send_and_compare(from: &mut Guest, to: &mut Guest, address: &str) -> Result<()> {
-    to.ok("rm -f /tmp/in; (nc -l -p 5000 > /tmp/in) >/dev/null 2>&1 &")?;
+    // busybox's listener ends with its own input: that is held open.
+    to.ok("rm -f /tmp/in; (sleep 600 | nc -l -p 5000 > /tmp/in) >/dev/null 2>&1 &")?;
+    to.ok(&listening(5000))?;
     let sent = from.ok("head -c 8000000 /dev/urandom > /tmp/out; sha256sum < /tmp/out")?;
-    // nc of busybox ends when its input does; the listener when the stream does.
     from.ok_within(&format!("nc {address} 5000 < /tmp/out"), BULK_LIMIT)?;
     let got = to.ok_within(
         "while pidof nc >/dev/null; do sleep 0.2; done; sha256sum < /tmp/in",
@@ -127,6 +134,7 @@ fn one_byte(lab: &mut Lab) -> Result<Outcome> {
     let mut one = first(lab)?;
     let mut two = lab.boot(&GuestSpec::new("second").net(SECOND))?;
     two.ok("mkfifo /tmp/p; (nc -l -p 5001 < /tmp/p | cat > /tmp/p) >/dev/null 2>&1 &")?;
+    two.ok(&listening(5001))?;
     let script = format!(
         "mkfifo /tmp/up /tmp/down; nc {SECOND} 5001 < /tmp/up > /tmp/down & \
          exec 3>/tmp/up 4</tmp/down; i=0; while [ $i -lt 100 ]; do printf x >&3; \

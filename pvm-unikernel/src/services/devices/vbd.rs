@@ -143,6 +143,7 @@ impl Kind for Vbd {
                 events,
                 disk,
                 ring: nodes.ring,
+                protocol: nodes.protocol,
                 dma: Rc::new(NodeFrames),
                 node,
                 counters,

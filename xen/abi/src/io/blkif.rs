@@ -148,6 +148,100 @@ pub struct Response {
 }
 const _: () = assert!(size_of::<Response>() == 16);
 
+/// The layout of 32-bit x86 frontends (node `protocol` = `x86_32-abi`), where a `u64` is
+/// aligned to 4 bytes: the native one without the padding before `id` and after `status`.
+pub mod x86_32 {
+    use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute};
+
+    /// A request of any kind.
+    #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
+    #[repr(C)]
+    pub struct Request([u8; 108]);
+
+    /// `struct blkif_response`.
+    #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
+    #[repr(C)]
+    pub struct Response([u8; 12]);
+
+    impl From<Request> for super::Request {
+        fn from(Request(from): Request) -> Self {
+            let mut native = [0; size_of::<Self>()];
+            native[..4].copy_from_slice(&from[..4]);
+            native[8..].copy_from_slice(&from[4..]);
+            transmute!(native)
+        }
+    }
+
+    impl From<super::Request> for Request {
+        fn from(native: super::Request) -> Self {
+            let native: [u8; size_of::<super::Request>()] = transmute!(native);
+            let mut to = [0; size_of::<Self>()];
+            to[..4].copy_from_slice(&native[..4]);
+            to[4..].copy_from_slice(&native[8..]);
+            Self(to)
+        }
+    }
+
+    impl From<super::Response> for Response {
+        fn from(native: super::Response) -> Self {
+            let native: [u8; size_of::<super::Response>()] = transmute!(native);
+            let mut to = [0; size_of::<Self>()];
+            to.copy_from_slice(&native[..size_of::<Self>()]);
+            Self(to)
+        }
+    }
+
+    impl From<Response> for super::Response {
+        fn from(Response(from): Response) -> Self {
+            let mut native = [0; size_of::<Self>()];
+            native[..from.len()].copy_from_slice(&from);
+            transmute!(native)
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::super::{OP_DISCARD, OP_INDIRECT, RequestDiscard, RequestIndirect};
+        use super::*;
+
+        /// Offsets are those that a 32-bit compiler gives the header's structures.
+        #[test]
+        fn fields_are_where_a_32_bit_frontend_has_them() {
+            let mut raw = [0; 108];
+            raw[0] = OP_DISCARD;
+            raw[4..12].copy_from_slice(&7u64.to_le_bytes());
+            raw[12..20].copy_from_slice(&8u64.to_le_bytes());
+            raw[20..28].copy_from_slice(&9u64.to_le_bytes());
+            let native = super::super::Request::from(Request(raw));
+            let (discard, _) = RequestDiscard::read_from_prefix(native.as_bytes()).unwrap();
+            assert_eq!(
+                (discard.id, discard.sector_number, discard.nr_sectors),
+                (7, 8, 9)
+            );
+            raw[0] = OP_INDIRECT;
+            raw[24..28].copy_from_slice(&10u32.to_le_bytes());
+            let native = super::super::Request::from(Request(raw));
+            let (indirect, _) = RequestIndirect::read_from_prefix(native.as_bytes()).unwrap();
+            assert_eq!((indirect.id, indirect.indirect_grefs[0]), (7, 10));
+            raw[20..24].copy_from_slice(&11u32.to_le_bytes());
+            raw[24] = 1;
+            raw[25] = 2;
+            let native = super::super::Request::from(Request(raw));
+            let first = native.seg[0];
+            assert_eq!((first.gref, first.first_sect, first.last_sect), (11, 1, 2));
+            assert_eq!(Request::from(native).0, raw);
+
+            let Response(raw) = Response::from(super::super::Response {
+                id: 3,
+                operation: 4,
+                status: -1,
+                ..Default::default()
+            });
+            assert_eq!(raw, [3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0xff, 0xff]);
+        }
+    }
+}
+
 crate::abi_check! {
     header "io/blkif.h";
     struct "struct blkif_request_segment" = Segment {
