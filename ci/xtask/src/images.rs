@@ -14,6 +14,18 @@ const INIT: &str = include_str!("../guest/init");
 const HALT: &str = include_str!("../guest/halt");
 const CUSTOMIZE: &str = include_str!("../guest/customize");
 
+/// Changes whenever what goes into a ramdisk does and the texts above do not.
+const RAMDISK_RECIPE: &str = "4";
+/// Of the disk from which GRUB boots one kernel.
+const GRUB_CFG: &str = "set timeout=0
+menuentry disk {
+  linux /boot/vmlinuz console=hvc0 loglevel=4 from=grub.cfg
+  initrd /boot/ramdisk.gz
+}
+";
+/// Size of that disk.
+const GRUB_DISK_MIB: u64 = 64;
+
 /// Time to fetch and unpack a root file system.
 const MMDEBSTRAP_LIMIT: Duration = Duration::from_secs(480);
 /// The Debian guest's disk. The files are about 200 MB; the rest is for guests to write.
@@ -84,7 +96,7 @@ impl Setup {
         };
         let piece = self
             .cache()
-            .piece(name, recipe(&["4", INIT, HALT]), |dir| {
+            .piece(name, recipe(&[RAMDISK_RECIPE, INIT, HALT]), |dir| {
                 let root = dir.join("root");
                 for folder in ["bin", "sbin", "usr/bin", "modules"] {
                     fs::create_dir_all(root.join(folder)).context("cannot lay out the ramdisk")?;
@@ -115,6 +127,29 @@ impl Setup {
                 crate::cache::remove(&root)
             })?;
         Ok(piece.join("ramdisk.gz"))
+    }
+
+    /// A disk from which GRUB boots Debian 12's kernel with the small ramdisk. GRUB under
+    /// PV unpacks gzip, LZO and xz; Debian 13's kernel is packed with zstd.
+    pub fn grub_disk(&mut self) -> Result<PathBuf> {
+        let kernel = self.linux(Suite::Bookworm)?.vmlinuz;
+        let ramdisk = self.ramdisk(Ramdisk::Small)?;
+        let piece = self.cache().piece(
+            "grub-disk",
+            recipe(&[RAMDISK_RECIPE, INIT, HALT, GRUB_CFG]),
+            |dir| {
+                let root = dir.join("root");
+                let boot = root.join("boot");
+                fs::create_dir_all(boot.join("grub")).context("cannot lay out the disk")?;
+                fs::write(boot.join("grub/grub.cfg"), GRUB_CFG).context("cannot write grub.cfg")?;
+                for (from, to) in [(&kernel, "vmlinuz"), (&ramdisk, "ramdisk.gz")] {
+                    fs::copy(from, boot.join(to)).context("cannot lay out the disk")?;
+                }
+                make_ext4(&root, &dir.join("disk.img"), GRUB_DISK_MIB)?;
+                crate::cache::remove(&root)
+            },
+        )?;
+        Ok(piece.join("disk.img"))
     }
 
     /// Programs of Debian 13 with their libraries, only unpacked.

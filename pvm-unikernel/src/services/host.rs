@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use toolstack_boot::HostConfig;
+use toolstack_domain::hypercalls::Hypercalls;
 use toolstack_domain::xen::{CallError, HostFacts, Xen};
 use toolstack_rpc::RpcError;
 use toolstack_rpc::message::PowerAction;
@@ -60,6 +61,15 @@ impl Host {
     /// What Xen says of the machine now.
     pub fn facts(&self) -> Result<HostFacts, RpcError> {
         self.xen.host_facts().map_err(refused)
+    }
+
+    /// For how long each of our vCPUs has run, in nanoseconds.
+    pub fn vcpu_times(&self) -> Result<Vec<u64>, RpcError> {
+        let own = self.xen.calls().own_domid();
+        (0..crate::exec::vcpu_count())
+            .map(|vcpu| self.xen.vcpu_info(own, vcpu).map(|info| info.cpu_time))
+            .collect::<Result<_, _>>()
+            .map_err(refused)
     }
 
     /// What is in Xen's console ring.

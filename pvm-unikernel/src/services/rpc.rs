@@ -264,5 +264,6 @@ async fn host_info(host: &Host) -> Result<HostInfo, RpcError> {
         guests: host.guests.count(),
         volumes,
         images,
+        vcpu_ns: host.vcpu_times()?,
     })
 }

@@ -53,6 +53,7 @@ pub fn info(global: &Global) -> Result<(), Failure> {
                 "used_bytes": info.own.used,
                 "heap_used_bytes": info.own.heap_used,
             },
+            "closer_cpu": { "vcpu_ns": info.vcpu_ns },
             "guests": info.guests,
             "volumes": space(info.volumes),
             "images": space(info.images),
@@ -94,6 +95,11 @@ pub fn info(global: &Global) -> Result<(), Failure> {
             output::size(info.own.heap_used)
         ),
     )?;
+    let ran = info.vcpu_ns.iter();
+    let ran: Vec<_> = ran
+        .map(|ns| format!("{}.{:03}", ns / 1_000_000_000, ns / 1_000_000 % 1000))
+        .collect();
+    field("closer's cpu s", ran.join(" "))?;
     field("volumes", space(info.volumes))?;
     field("images", space(info.images))?;
     for node in info.nodes {

@@ -272,6 +272,8 @@ pub struct HostInfo {
     pub volumes: Option<Space>,
     /// The image area; none: there is none.
     pub images: Option<Space>,
+    /// For how long each of Closer's vCPUs has run by Xen's account, in nanoseconds.
+    pub vcpu_ns: Vec<u64>,
 }
 
 /// One node.

@@ -2,11 +2,12 @@
 
 use super::{Test, passed};
 use crate::debian::Suite;
-use crate::images::Ramdisk;
+use crate::images::{DEBIAN_ADDRESS, Ramdisk};
 use crate::lab::{BOOT_LIMIT, BootFrom, Guest, GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
+use std::path::Path;
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -43,11 +44,11 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "pvh-grub-from-disk",
-        run: |lab| grub(lab, true),
+        run: grub_of_debian,
     },
     Test {
         name: "pv-grub-from-disk",
-        run: |lab| grub(lab, false),
+        run: grub_of_a_kernel,
     },
     Test {
         name: "eight-guests-over-both-sockets",
@@ -101,15 +102,10 @@ impl Guest {
 }
 
 /// GRUB finds kernel, initrd and command line on the guest's own disk.
-fn grub(lab: &mut Lab, pvh: bool) -> Result<Outcome> {
+fn grub_of_debian(lab: &mut Lab) -> Result<Outcome> {
     import_debian(lab, "root")?;
-    let mut spec = GuestSpec::new("disk")
-        .boot(BootFrom::Grub)
-        .memory(512)
-        .disk("root");
-    spec.pvh = pvh;
-    spec.address = Some(crate::images::DEBIAN_ADDRESS.to_owned());
-    let mut guest = lab.create(&spec)?;
+    let spec = GuestSpec::new("disk").boot(BootFrom::Grub).memory(512);
+    let mut guest = lab.create(&spec.disk("root").net(DEBIAN_ADDRESS))?;
     guest.console.wait_for_shell(BOOT_LIMIT * 2)?;
     let root = guest.ok("findmnt -n -o SOURCE /")?;
     ensure!(root == "/dev/xvda", "root is {root}");
@@ -120,9 +116,30 @@ fn grub(lab: &mut Lab, pvh: bool) -> Result<Outcome> {
     passed()
 }
 
+/// The same under PV, with what a disk needs and no more.
+fn grub_of_a_kernel(lab: &mut Lab) -> Result<Outcome> {
+    let image = lab.setup.grub_disk()?;
+    import(lab, "small", &image)?;
+    let spec = GuestSpec::new("disk").pv().boot(BootFrom::Grub).memory(256);
+    let mut guest = lab.boot(&spec.disk("small"))?;
+    let cmdline = guest.ok("cat /proc/cmdline")?;
+    ensure!(
+        cmdline.contains("from=grub.cfg"),
+        "the guest's command line is {cmdline}"
+    );
+    let kind = guest.ok("cat /sys/hypervisor/guest_type")?;
+    ensure!(kind == "PV", "the guest says it is {kind}");
+    lab.closer(&["destroy", "disk"])?;
+    passed()
+}
+
 /// Imports the Debian root as a volume.
 pub fn import_debian(lab: &mut Lab, volume: &str) -> Result<()> {
     let image = lab.setup.debian_root()?.image;
+    import(lab, volume, &image)
+}
+
+fn import(lab: &mut Lab, volume: &str, image: &Path) -> Result<()> {
     let image = image
         .to_str()
         .context("the cache's path is not UTF-8")?

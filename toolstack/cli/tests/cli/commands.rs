@@ -272,8 +272,13 @@ fn the_host_describes_itself() {
     assert_eq!(info["xen_version"], "4.20.0");
     assert_eq!(info["nodes"][1]["cpus"], json!([2, 3]));
     assert_eq!(info["closer_memory"]["used_bytes"], 12 << 20);
+    assert_eq!(
+        info["closer_cpu"]["vcpu_ns"],
+        json!([1_500_000_000, 2000, 0, 0])
+    );
     let text = bed.run(&["info"]).stdout;
     assert!(text.contains("\nuptime           1:02:03\n"), "{text}");
+    assert!(text.contains("\ncloser's cpu s   1.500 0.000 0.000 0.000\n"));
     assert!(text.contains("\nnode 1           cpus 2-3, 1 GiB free of 1 GiB, Closer uses 6 MiB\n"));
     bed.run(&["dmesg"]).says("closer: ready\n");
     bed.run(&["dmesg", "--xen"]).says("(XEN) ready\n");
