@@ -4,8 +4,9 @@ use super::{Test, passed};
 use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab};
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -43,6 +44,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "memory-comes-back",
         run: memory_back,
+    },
+    Test {
+        name: "host-reboots-and-starts-its-guests",
+        run: host_reboot,
     },
     Test {
         name: "host-powers-off",
@@ -176,6 +181,35 @@ fn memory_back(lab: &mut Lab) -> Result<Outcome> {
 }
 
 /// ACPI S5: QEMU ends by itself. The next test boots the host again.
+/// The machine resets, and the guests named at boot are there again with nobody asking.
+fn host_reboot(lab: &mut Lab) -> Result<Outcome> {
+    lab.stop()?;
+    let options = lab.options.clone();
+    lab.options.allow_reset = true;
+    lab.options.pvm_args = "guests=auto".into();
+    let rebooted = reboot_with_a_guest(lab);
+    lab.stop()?;
+    lab.options = options;
+    rebooted
+}
+
+fn reboot_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
+    lab.boot(&GuestSpec::new("auto"))?;
+    lab.closer(&["host", "reboot"])?;
+    let serial = lab.bed()?.files.serial();
+    let deadline = Instant::now() + BOOT_LIMIT;
+    while fs::read_to_string(&serial)?
+        .matches("closer: ready")
+        .count()
+        < 2
+    {
+        ensure!(Instant::now() < deadline, "the host did not come back");
+        thread::sleep(Duration::from_millis(300));
+    }
+    lab.attach("auto")?.console.wait_for_shell(BOOT_LIMIT)?;
+    passed()
+}
+
 fn host_poweroff(lab: &mut Lab) -> Result<Outcome> {
     lab.boot(&GuestSpec::new("a"))?;
     lab.closer(&["host", "poweroff"])?;

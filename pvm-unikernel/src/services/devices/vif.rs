@@ -99,7 +99,8 @@ impl Kind for Vif {
             .host
             .network
             .add_guest(MacAddr(self.config.mac))
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| e.to_string())?
+            .of_guest(self.guest);
         let (stopper, stop) = stop_pair();
         let (guest, vcpu, features) = (self.guest, self.vcpu, nodes.features);
         let (counters, topology) = (self.counters.clone(), self.host.topology.clone());
