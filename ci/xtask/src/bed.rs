@@ -60,6 +60,17 @@ impl Bed {
     /// Starts a machine with its files in `dir` and waits until the pVM is ready. Disks
     /// and keys that are there already are used again.
     pub fn start(setup: &mut Setup, options: &BedOptions, dir: &Path, life: Life) -> Result<Self> {
+        Self::start_until(setup, options, dir, life, READY)
+    }
+
+    /// The same, but waits for another line of the pVM.
+    pub fn start_until(
+        setup: &mut Setup,
+        options: &BedOptions,
+        dir: &Path,
+        life: Life,
+        line: &str,
+    ) -> Result<Self> {
         let paths = setup.paths().clone();
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let files = BedFiles {
@@ -88,7 +99,7 @@ impl Bed {
         };
         let command = qemu::command(options, &files, &boot, Some((rpc_port, RPC_PORT)))?;
         let mut bed = Self::spawn(command, files, life, rpc_port, paths.cli())?;
-        let ready = bed.wait_for_line(READY, READY_LIMIT);
+        let ready = bed.wait_for_line(line, READY_LIMIT);
         bed.or_kill(ready)?;
         Ok(bed)
     }

@@ -67,6 +67,19 @@ impl<'a> Lab<'a> {
         self.bed.as_mut().context("the bed is up")
     }
 
+    /// Boots the host anew with `pvm_args`, until the pVM prints `line`. What boots after
+    /// it has the lab's own options again.
+    pub fn boot_until(&mut self, pvm_args: &str, line: &str) -> Result<&mut Bed> {
+        self.stop()?;
+        self.boots += 1;
+        let options = BedOptions {
+            pvm_args: pvm_args.to_owned(),
+            ..self.options.clone()
+        };
+        let bed = Bed::start_until(self.setup, &options, &self.dir, Life::Ours, line)?;
+        Ok(self.bed.insert(bed))
+    }
+
     /// Pulls the plug, if it is up; its console's log is kept under a new name.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut bed) = self.bed.take() {

@@ -9,10 +9,13 @@ use crate::web;
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
-pub const TESTS: &[Test] = &[Test {
+const DISK_AND_NETWORK: Test = Test {
     name: "a-guest-with-disk-and-network",
     run: disk_and_network,
-}];
+};
+
+pub const TESTS: &[Test] = &[DISK_AND_NETWORK];
+pub const OLD_XEN_TESTS: &[Test] = &[DISK_AND_NETWORK, super::kernel::SELFTEST];
 
 const ADDRESS: &str = "10.0.2.30";
 

@@ -8,6 +8,7 @@ mod boot;
 mod console;
 mod data;
 mod idle;
+mod kernel;
 mod leak;
 mod life;
 mod machines;
@@ -47,6 +48,11 @@ pub struct Test {
 
 /// All groups.
 pub const GROUPS: &[Group] = &[
+    Group {
+        name: "kernel",
+        options: ordinary,
+        tests: kernel::TESTS,
+    },
     Group {
         name: "boot",
         options: ordinary,
@@ -95,7 +101,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "xen-4.17",
         options: machines::old_xen,
-        tests: machines::TESTS,
+        tests: machines::OLD_XEN_TESTS,
     },
     Group {
         name: "iommu",

@@ -1,0 +1,78 @@
+//! The pVM's kernel by itself: its self-test, a panic, bad options.
+
+use super::{Test, passed};
+use crate::lab::Lab;
+use crate::process::output;
+use crate::report::Outcome;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+/// What host tests cannot prove.
+pub const SELFTEST: Test = Test {
+    name: "selftest",
+    run: selftest,
+};
+
+pub const TESTS: &[Test] = &[
+    SELFTEST,
+    Test {
+        name: "a-panic-names-its-place-and-reboots",
+        run: panic,
+    },
+    Test {
+        name: "bad-options-are-named-and-survived",
+        run: bad_options,
+    },
+];
+
+fn selftest(lab: &mut Lab) -> Result<Outcome> {
+    let serial = lab.boot_until("selftest", "selftest idle: ")?.serial();
+    let (failed, good): (Vec<_>, Vec<_>) = serial
+        .lines()
+        .filter(|line| line.contains("closer: selftest "))
+        .partition(|line| !line.contains(": ok"));
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    lab.stop()?;
+    Ok(Outcome::Passed(format!("{} checks", good.len())))
+}
+
+fn panic(lab: &mut Lab) -> Result<Outcome> {
+    let bed = lab.boot_until("selftest=panic panic=1", "asked for by selftest=panic")?;
+    // QEMU ends where a machine would reset.
+    bed.wait_for_end(Duration::from_secs(60))?;
+    let serial = fs::read_to_string(bed.files.serial())?;
+    let (_, trace) = serial
+        .split_once("asked for by selftest=panic")
+        .context("the panic's text went away")?;
+    let addresses = trace
+        .split_whitespace()
+        .filter(|word| word.starts_with("0xffffffff8"));
+    let names = output(
+        Command::new("addr2line")
+            .args(["-f", "-e"])
+            .arg(lab.setup.paths().pvm())
+            .args(addresses),
+    )?;
+    ensure!(
+        names.contains("selftest"),
+        "the backtrace does not lead to the panic: {names}\nof{trace}"
+    );
+    passed()
+}
+
+/// One line for each; the host comes up.
+fn bad_options(lab: &mut Lab) -> Result<Outcome> {
+    let bed = lab.boot_until("port=0 panic=soon mc=none colour=red", "closer: ready")?;
+    let serial = bed.serial();
+    for key in ["port", "panic", "mc", "colour"] {
+        let lines = serial
+            .lines()
+            .filter(|line| line.contains("closer: command line: ") && line.contains(key));
+        ensure!(lines.count() == 1, "not one line about {key}");
+    }
+    lab.closer(&["info"])?;
+    lab.stop()?;
+    passed()
+}
