@@ -4,10 +4,11 @@ mod console;
 mod volumes;
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
 use toolstack_rpc::message::{HostInfo, LogSource, NodeInfo, OwnMemory};
@@ -18,13 +19,14 @@ use toolstack_rpc::{
 };
 
 use super::host::Host;
-use super::stack::{Closed, Connection, Stack};
+use super::stack::{Closed, Connection, ConnectionId, Stack};
 use crate::{exec, log as host_log, rng, time};
 
 /// Administrators served at once; further ones are told that the host is busy.
 const MAX_CLIENTS: u32 = 12;
-/// Strangers in the middle of their handshake at once; further ones are dropped.
-const MAX_STRANGERS: u32 = 8;
+/// Strangers in the middle of their handshake at once; for a further one the oldest is
+/// dropped, so that peers which say nothing keep nobody out.
+const MAX_STRANGERS: usize = 8;
 /// What hello and handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,33 @@ impl Drop for Counted {
     }
 }
 
+/// Connections in the middle of their handshake, the oldest first.
+#[derive(Clone, Default)]
+struct Strangers(Rc<RefCell<VecDeque<ConnectionId>>>);
+
+/// One of them, until it is dropped.
+struct Stranger(Strangers, ConnectionId);
+
+impl Strangers {
+    fn admit(&self, stack: &Stack, id: ConnectionId) -> Stranger {
+        let mut all = self.0.borrow_mut();
+        if all.len() >= MAX_STRANGERS
+            && let Some(oldest) = all.pop_front()
+        {
+            // Its task hears of the end of the connection.
+            stack.reset(oldest);
+        }
+        all.push_back(id);
+        Stranger(self.clone(), id)
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.0.borrow_mut().retain(|id| *id != self.1);
+    }
+}
+
 /// Serves connections for ever.
 pub async fn serve(host: Rc<Host>, stack: Stack) {
     let Some(key) = &host.config.host_key else {
@@ -74,14 +103,10 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
             .collect(),
     });
     let clients = Rc::new(Cell::new(0));
-    let strangers = Rc::new(Cell::new(0));
+    let strangers = Strangers::default();
     loop {
         let mut connection = stack.accept().await;
-        if strangers.get() >= MAX_STRANGERS {
-            // Dropping it closes it; an administrator tries again.
-            continue;
-        }
-        let stranger = Counted::new(&strangers);
+        let stranger = strangers.admit(&stack, connection.id());
         if clients.get() >= MAX_CLIENTS {
             exec::spawn_local(async move {
                 let told =
@@ -90,6 +115,7 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
                     "rpc: {}: refused, too many clients: {told:?}",
                     connection.peer()
                 );
+                // Before its connection, whose name may then be another's.
                 drop(stranger);
             });
             continue;

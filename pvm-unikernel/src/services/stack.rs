@@ -98,8 +98,8 @@ struct Inner {
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
     listening: VecDeque<SocketHandle>,
-    /// Closed by their users, waiting for the peer to agree.
-    closing: Vec<SocketHandle>,
+    /// Closed by their users, waiting for the peer to agree until then.
+    closing: Vec<(SocketHandle, Instant)>,
     open: usize,
     port: u16,
 }
@@ -228,6 +228,7 @@ impl Stack {
             }
         }
         let now = now();
+        inner.give_up(now);
         inner
             .interface
             .poll(now, &mut inner.device, &mut inner.sockets);
@@ -251,6 +252,13 @@ impl Stack {
         }
     }
 
+    /// Resets a connection that is still in use: reads and writes end.
+    pub fn reset(&self, id: ConnectionId) {
+        let inner = &mut *self.inner.borrow_mut();
+        inner.sockets.get_mut::<tcp::Socket<'_>>(id.0).abort();
+        self.work.notify_all();
+    }
+
     fn try_accept(&self) -> Option<Connection> {
         let inner = &mut *self.inner.borrow_mut();
         let index = inner.listening.iter().position(|handle| {
@@ -259,7 +267,6 @@ impl Stack {
         })?;
         let handle = inner.listening.remove(index)?;
         let socket = inner.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        socket.set_timeout(Some(PEER_TIMEOUT));
         socket.set_keep_alive(Some(KEEP_ALIVE));
         socket.set_nagle_enabled(false);
         let peer = socket.remote_endpoint().map(|end| end.addr);
@@ -286,6 +293,8 @@ impl Inner {
                 tcp::SocketBuffer::new(vec![0; RECEIVE_BUFFER]),
                 tcp::SocketBuffer::new(vec![0; SEND_BUFFER]),
             );
+            // For a peer that does not finish what its SYN began.
+            socket.set_timeout(Some(PEER_TIMEOUT));
             if socket.listen(self.port).is_err() {
                 log::error!("management: port {} cannot be listened on", self.port);
                 return;
@@ -311,10 +320,19 @@ impl Inner {
         }
     }
 
+    /// Resets what a peer keeps half open.
+    fn give_up(&mut self, now: Instant) {
+        for (handle, until) in &self.closing {
+            if *until <= now {
+                self.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
+            }
+        }
+    }
+
     fn reap(&mut self) {
         let sockets = &mut self.sockets;
         let before = self.closing.len();
-        self.closing.retain(|handle| {
+        self.closing.retain(|(handle, _)| {
             let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
             let done = !socket.is_open() || socket.state() == tcp::State::TimeWait;
             if done {
@@ -357,7 +375,16 @@ pub struct Connection {
     peer: Option<smoltcp::wire::IpAddress>,
 }
 
+/// Names a connection, as long as it is not dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId(SocketHandle);
+
 impl Connection {
+    /// Its name.
+    pub fn id(&self) -> ConnectionId {
+        ConnectionId(self.handle)
+    }
+
     /// The peer's address, for logs.
     pub fn peer(&self) -> PeerName {
         PeerName(self.peer)
@@ -439,7 +466,7 @@ impl Drop for Connection {
             .sockets
             .get_mut::<tcp::Socket<'_>>(self.handle)
             .close();
-        inner.closing.push(self.handle);
+        inner.closing.push((self.handle, now() + PEER_TIMEOUT));
         self.stack.work.notify_all();
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Test, forwarding, passed};
 use crate::lab::{GuestSpec, Lab};
-use crate::qemu::{BedOptions, Switch};
+use crate::qemu::{BedOptions, HOST_ADDRESS, Switch};
 use crate::report::Outcome;
 use crate::setup::XenVersion;
 use crate::web;
@@ -49,10 +49,18 @@ fn disk_and_network(lab: &mut Lab) -> Result<Outcome> {
         );
     }
     lab.volume("v", "32M")?;
-    for pvh in [true, false] {
+    // TCG takes a guest's reading of CR2 for one of CR0, which Xen 4.17 intercepts and then
+    // answers with an old CR2: no PVH guest gets past its first page fault.
+    let kinds: &[bool] = match lab.options.xen {
+        XenVersion::V4_17 => &[false],
+        XenVersion::V4_20 => &[false, true],
+    };
+    for &pvh in kinds {
         let mut spec = GuestSpec::new("g").memory(256).disk("v").net(ADDRESS);
         spec.pvh = pvh;
         let mut guest = lab.boot(&spec)?;
+        // The gateway may remember the MAC of the guest that had the address before.
+        guest.ok(&format!("ping -c 1 -W 10 {HOST_ADDRESS}"))?;
         let sum = guest.ok(
             "mkdir /tmp/w; head -c 1000000 /dev/urandom > /tmp/w/f; dd if=/tmp/w/f of=/dev/xvda \
              bs=64k; sync; echo 3 > /proc/sys/vm/drop_caches; httpd -p 80 -h /tmp/w; \
