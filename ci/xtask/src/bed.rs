@@ -9,7 +9,7 @@ use crate::setup::Setup;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -234,29 +234,18 @@ impl Bed {
 
     /// Asks Xen itself, by one of its debug keys (`h` lists them); gives what it printed.
     pub fn ask_xen(&mut self, key: char) -> Result<String> {
-        let before = self.serial().len();
         let mut socket = UnixStream::connect(self.files.serial_socket())
             .context("cannot reach the serial console")?;
-        // Three times CTRL-a turns the input to Xen, and again back to the pVM.
-        write!(socket, "\u{1}\u{1}\u{1}{key}\u{1}\u{1}\u{1}").context("cannot type to Xen")?;
-        let deadline = Instant::now() + KEY_LIMIT;
-        let mut length = before;
-        loop {
-            thread::sleep(KEY_QUIET);
-            let text = self.serial();
-            let ended = text
-                .get(before..)
-                .is_some_and(|new| new.contains("input to Xen"))
-                && text.len() == length;
-            if ended {
-                return Ok(text.get(before..).unwrap_or_default().to_owned());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "Xen does not answer the key {key}"
-            );
-            length = text.len();
-        }
+        socket
+            .set_read_timeout(Some(KEY_QUIET))
+            .context("cannot wait for the serial console")?;
+        // Three times CTRL-a turns the input to Xen, and again back to the pVM. Xen loses
+        // what is typed while it prints: each answer is waited for.
+        type_to_xen(&mut socket, "\u{1}\u{1}\u{1}", "input to Xen")?;
+        let pressed = format!("'{key}' pressed");
+        let answer = type_to_xen(&mut socket, &key.to_string(), &pressed)?;
+        type_to_xen(&mut socket, "\u{1}\u{1}\u{1}", "input to DOM0")?;
+        Ok(answer)
     }
 
     /// The CLI, told which host.
@@ -287,6 +276,31 @@ impl Drop for Bed {
                 eprintln!("QEMU {} is left behind: {error}", self.pid);
             }
         }
+    }
+}
+
+/// Types to Xen; gives what it printed since, once `sign` is there and it is quiet. All is
+/// read from the socket: QEMU's serial port stands still when nobody does.
+fn type_to_xen(socket: &mut UnixStream, keys: &str, sign: &str) -> Result<String> {
+    socket
+        .write_all(keys.as_bytes())
+        .context("cannot type to Xen")?;
+    let deadline = Instant::now() + KEY_LIMIT;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match socket.read(&mut chunk) {
+            Ok(0) => bail!("the serial console was closed"),
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let text = String::from_utf8_lossy(&answer);
+                if text.contains(sign) {
+                    return Ok(text.into_owned());
+                }
+            }
+            Err(error) => return Err(error).context("cannot read the serial console"),
+        }
+        ensure!(Instant::now() < deadline, "Xen does not say {sign:?}");
     }
 }
 

@@ -9,16 +9,17 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Name of the stamp in a piece.
 const STAMP: &str = ".stamp";
 
 /// The cache's folder, locked: only one process fetches and makes at a time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 impl Cache {
@@ -33,6 +34,7 @@ impl Cache {
             println!("waiting for another process to fill {}", root.display());
             lock.lock().context("cannot lock the cache")?;
         }
+        let lock = Arc::new(lock);
         Ok(Self { root, _lock: lock })
     }
 

@@ -51,7 +51,18 @@ impl Report {
         flush();
         let started = Instant::now();
         let result = step();
-        let time = seconds(started.elapsed());
+        self.close(name, started.elapsed(), result)
+    }
+
+    /// Takes in a step that ran beside others; `true`: it did not fail.
+    pub fn record(&mut self, name: &str, time: Duration, result: Result<Outcome>) -> bool {
+        print!("{name} ... ");
+        self.close(name, time, result)
+    }
+
+    /// Prints how a step ended, behind its name.
+    fn close(&mut self, name: &str, time: Duration, result: Result<Outcome>) -> bool {
+        let time = seconds(time);
         match result {
             Ok(Outcome::Passed(remark)) => {
                 self.passed += 1;

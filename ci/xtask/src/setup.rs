@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::debian::{self, Apt, Suite};
+use crate::images::Ramdisk;
 use crate::paths::Paths;
 use crate::process::{output, run};
 use anyhow::{Context, Result, bail};
@@ -134,6 +135,31 @@ impl Setup {
             cache,
             apts: HashMap::new(),
         })
+    }
+
+    /// The same cache for a thread beside this one. Whoever shares it has made the pieces
+    /// before ([`Self::guests_pieces`]): two threads do not make the same at once.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            paths: self.paths.clone(),
+            cache: self.cache.clone(),
+            apts: HashMap::new(),
+        }
+    }
+
+    /// Makes what the integration tests use.
+    pub fn guests_pieces(&mut self) -> Result<()> {
+        for version in [XenVersion::V4_17, XenVersion::V4_20] {
+            self.xen(version)?;
+        }
+        for kind in [Ramdisk::Small, Ramdisk::Full] {
+            self.ramdisk(kind)?;
+        }
+        self.grub()?;
+        self.grub_disk()?;
+        self.debian_root()?;
+        Ok(())
     }
 
     /// The cache, for pieces made elsewhere.

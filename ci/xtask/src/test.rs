@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check, the host tests, and the integration tests on real Xen.
 
-use crate::it::{GROUPS, Group, left_out};
+use crate::it::{GROUPS, Group, Test};
 use crate::lab::Lab;
 use crate::paths::Paths;
 use crate::qemu::BedOptions;
@@ -9,6 +9,11 @@ use crate::setup::Setup;
 use crate::{build, checks, licences};
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
 
 /// Stages before the integration tests.
 const STAGES: &[&str] = &[
@@ -29,7 +34,7 @@ pub fn list() {
     }
     for group in GROUPS {
         for test in group.tests {
-            println!("{}/{}", group.name, test.name);
+            println!("{}", full_name(group, test));
         }
     }
 }
@@ -74,55 +79,96 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
             return report.finish();
         }
     }
-    for group in GROUPS {
-        run_group(group, only.is_empty(), &wanted, &mut setup, &mut report)?;
-    }
+    let report = run_groups(&wanted, &mut setup, report)?;
     report.finish()
+}
+
+/// Groups whose beds run side by side: guests mostly boot, which keeps one or two cores
+/// busy.
+const LANES: usize = 2;
+
+/// Runs the wanted tests, each group on a bed of its own.
+fn run_groups(
+    wanted: &dyn Fn(&str) -> bool,
+    setup: &mut Setup,
+    mut report: Report,
+) -> Result<Report> {
+    let chosen: Vec<(&Group, Vec<&Test>)> = GROUPS
+        .iter()
+        .map(|group| {
+            let tests = group.tests.iter();
+            let tests = tests.filter(|test| wanted(group.name) || wanted(&full_name(group, test)));
+            (group, tests.collect())
+        })
+        .filter(|(_, tests): &(_, Vec<_>)| !tests.is_empty())
+        .collect();
+    let lanes = LANES.min(chosen.len());
+    if lanes > 1 {
+        let made = report.step("pieces", || {
+            setup.guests_pieces()?;
+            Ok(Outcome::Passed(String::new()))
+        });
+        if !made {
+            return Ok(report);
+        }
+    }
+    let logs = report.logs().to_path_buf();
+    let report = Mutex::new(report);
+    let queue = Mutex::new(chosen.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..lanes)
+            .map(|_| {
+                let mut setup = setup.share();
+                let (next, logs, report) = (&next, &logs, &report);
+                scope.spawn(move || -> Result<()> {
+                    while let Some((group, tests)) = next() {
+                        run_group(group, &tests, &mut setup, &logs.join(group.name), report)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        // All are waited for, whatever one of them says.
+        let ends: Vec<_> = workers.into_iter().map(ScopedJoinHandle::join).collect();
+        ends.into_iter()
+            .try_for_each(|end| end.unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    Ok(report.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn full_name(group: &Group, test: &Test) -> String {
+    format!("{}/{}", group.name, test.name)
 }
 
 /// Runs a group's tests on one bed. A test that fails may leave the host in any state,
 /// so the next one gets a fresh bed.
 fn run_group(
     group: &Group,
-    whole_run: bool,
-    wanted: &dyn Fn(&str) -> bool,
+    tests: &[&Test],
     setup: &mut Setup,
-    report: &mut Report,
+    dir: &Path,
+    report: &Mutex<Report>,
 ) -> Result<()> {
-    let full_name = |test: &str| format!("{}/{test}", group.name);
-    let chosen = |test: &str| wanted(group.name) || wanted(&full_name(test));
-    let tests: Vec<_> = group
-        .tests
-        .iter()
-        .filter(|test| chosen(test.name))
-        .filter(|test| {
-            let why = left_out(&full_name(test.name)).filter(|_| whole_run);
-            let runs = why.is_none();
-            if let Some(why) = why {
-                report.step(&full_name(test.name), || Ok(Outcome::Skipped(why)));
-            }
-            runs
-        })
-        .collect();
-    if tests.is_empty() {
-        return Ok(());
-    }
-    let dir = report.logs().join(group.name);
+    let record = |test: &Test, time, result| {
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.record(&full_name(group, test), time, result)
+    };
     let options = (group.options)()?;
     if let Some(why) = cannot_run(&options)? {
         for test in tests {
-            report.step(&full_name(test.name), || Ok(Outcome::Skipped(why.clone())));
+            record(test, Duration::ZERO, Ok(Outcome::Skipped(why.clone())));
         }
         return Ok(());
     }
-    let mut lab = Lab::new(setup, options, &dir)?;
+    let mut lab = Lab::new(setup, options, dir)?;
     for test in tests {
-        let passed = report.step(&full_name(test.name), || {
-            let outcome = (test.run)(&mut lab)?;
+        let started = Instant::now();
+        let result = (test.run)(&mut lab).and_then(|outcome| {
             lab.clear()?;
             Ok(outcome)
         });
-        if !passed {
+        if !record(test, started.elapsed(), result) {
             lab.start_afresh(test.name)?;
         }
     }
@@ -150,18 +196,6 @@ fn is_known(name: &str) -> bool {
                 || group
                     .tests
                     .iter()
-                    .any(|test| format!("{}/{}", group.name, test.name) == name)
+                    .any(|test| full_name(group, test) == name)
         })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_proven_test_exists() {
-        for name in crate::it::PROVEN {
-            assert!(is_known(name), "{name} is no test");
-        }
-    }
 }

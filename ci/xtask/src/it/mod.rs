@@ -13,12 +13,7 @@ mod leak;
 mod life;
 mod machines;
 mod network;
-mod proven;
 mod store;
-
-#[cfg(test)]
-pub use proven::PROVEN;
-pub use proven::left_out;
 
 use crate::bed::free_port;
 use crate::lab::Lab;
@@ -46,13 +41,8 @@ pub struct Test {
     pub run: fn(&mut Lab) -> Result<Outcome>,
 }
 
-/// All groups.
+/// All groups, those that take longest first: two beds run side by side.
 pub const GROUPS: &[Group] = &[
-    Group {
-        name: "kernel",
-        options: ordinary,
-        tests: kernel::TESTS,
-    },
     Group {
         name: "boot",
         options: ordinary,
@@ -64,24 +54,9 @@ pub const GROUPS: &[Group] = &[
         tests: life::TESTS,
     },
     Group {
-        name: "console",
+        name: "leak",
         options: ordinary,
-        tests: console::TESTS,
-    },
-    Group {
-        name: "store",
-        options: ordinary,
-        tests: store::TESTS,
-    },
-    Group {
-        name: "data",
-        options: ordinary,
-        tests: data::TESTS,
-    },
-    Group {
-        name: "network",
-        options: network::options,
-        tests: network::TESTS,
+        tests: leak::TESTS,
     },
     Group {
         name: "badinput",
@@ -89,14 +64,29 @@ pub const GROUPS: &[Group] = &[
         tests: badinput::TESTS,
     },
     Group {
-        name: "leak",
-        options: ordinary,
-        tests: leak::TESTS,
-    },
-    Group {
         name: "idle",
         options: ordinary,
         tests: idle::TESTS,
+    },
+    Group {
+        name: "network",
+        options: network::options,
+        tests: network::TESTS,
+    },
+    Group {
+        name: "data",
+        options: ordinary,
+        tests: data::TESTS,
+    },
+    Group {
+        name: "console",
+        options: ordinary,
+        tests: console::TESTS,
+    },
+    Group {
+        name: "iommu",
+        options: machines::iommu,
+        tests: machines::TESTS,
     },
     Group {
         name: "xen-4.17",
@@ -104,9 +94,14 @@ pub const GROUPS: &[Group] = &[
         tests: machines::OLD_XEN_TESTS,
     },
     Group {
-        name: "iommu",
-        options: machines::iommu,
-        tests: machines::TESTS,
+        name: "store",
+        options: ordinary,
+        tests: store::TESTS,
+    },
+    Group {
+        name: "kernel",
+        options: ordinary,
+        tests: kernel::TESTS,
     },
 ];
 
