@@ -9,11 +9,13 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::task::Poll;
 
 use hal::VcpuId;
+use log::Level;
 use toolstack_domain::build::Placement;
 use toolstack_domain::config::GuestConfig;
 use toolstack_domain::nodes::{DevicePaths, Node};
@@ -49,16 +51,17 @@ struct End {
 }
 
 impl Devices {
-    /// Writes the devices' nodes and starts their tasks.
+    /// Writes the devices' nodes and starts their tasks. After an error those that were
+    /// started are to be ended.
     pub fn start(
+        &mut self,
         host: &Rc<Host>,
         config: &GuestConfig,
         domid: DomId,
         placement: &Placement,
         claims: Vec<VolumeClaim>,
         account: &Account,
-    ) -> Result<Self, RpcError> {
-        let mut devices = Self::default();
+    ) -> Result<(), RpcError> {
         // Each device on a core of the guest, in turn.
         let mut cores = placement
             .pins
@@ -69,14 +72,14 @@ impl Devices {
         for (disk, claim) in config.disks.iter().zip(claims) {
             let vcpu = cores.next().unwrap_or(VcpuId(0));
             let kind = vbd::Vbd::open(host, domid, disk, claim, vcpu, account)?;
-            devices.add(host, kind, account);
+            self.add(host, kind, account);
         }
         for (handle, vif) in (0..).zip(&config.vifs) {
             let vcpu = cores.next().unwrap_or(VcpuId(0));
             let kind = vif::Vif::open(host, domid, handle, vif, vcpu, account)?;
-            devices.add(host, kind, account);
+            self.add(host, kind, account);
         }
-        Ok(devices)
+        Ok(())
     }
 
     fn add<K: Kind + 'static>(&mut self, host: &Rc<Host>, kind: K, account: &Account) {
@@ -85,6 +88,7 @@ impl Devices {
         }
         let end = Rc::new(End::default());
         let manager = Manager {
+            told: 0,
             store: host.store.clone(),
             kind,
             ours: State::Initialising,
@@ -139,7 +143,12 @@ struct Backend {
     task: Task<Result<(), String>>,
 }
 
+/// Lines about one device: a guest may connect and disconnect as often as it likes.
+const MAX_TOLD: u32 = 32;
+
 struct Manager<K> {
+    /// Lines about it so far.
+    told: u32,
     store: Rc<Store>,
     kind: K,
     ours: State,
@@ -203,10 +212,10 @@ impl<K: Kind> Manager<K> {
                 self.backend = Some(backend);
                 self.write(self.kind.details());
                 self.set(State::Connected);
-                log::info!("{}: connected", self.kind.name());
+                self.tell(Level::Info, format_args!("connected"));
             }
             Err(why) => {
-                log::warn!("{}: {why}; closed", self.kind.name());
+                self.tell(Level::Warn, format_args!("{why}; closed"));
                 self.set(State::Closing);
             }
         }
@@ -229,9 +238,9 @@ impl<K: Kind> Manager<K> {
         if let Some(ended) = ended {
             self.backend = None;
             match ended {
-                Ok(Ok(())) => log::warn!("{}: its task ended", self.kind.name()),
-                Ok(Err(why)) => log::warn!("{}: {why}; closed", self.kind.name()),
-                Err(cancelled) => log::error!("{}: {cancelled}", self.kind.name()),
+                Ok(Ok(())) => self.tell(Level::Warn, format_args!("its task ended")),
+                Ok(Err(why)) => self.tell(Level::Warn, format_args!("{why}; closed")),
+                Err(cancelled) => self.tell(Level::Error, format_args!("{cancelled}")),
             }
             self.set(State::Closing);
         }
@@ -244,9 +253,20 @@ impl<K: Kind> Manager<K> {
         };
         (backend.stop)();
         match backend.task.await {
-            Ok(Ok(())) => log::info!("{}: disconnected", self.kind.name()),
-            Ok(Err(why)) => log::warn!("{}: disconnected: {why}", self.kind.name()),
-            Err(cancelled) => log::error!("{}: {cancelled}", self.kind.name()),
+            Ok(Ok(())) => self.tell(Level::Info, format_args!("disconnected")),
+            Ok(Err(why)) => self.tell(Level::Warn, format_args!("disconnected: {why}")),
+            Err(cancelled) => self.tell(Level::Error, format_args!("{cancelled}")),
+        }
+    }
+
+    /// Logs what the guest can bring about, so often.
+    fn tell(&mut self, level: Level, what: fmt::Arguments<'_>) {
+        self.told = self.told.saturating_add(1);
+        if self.told <= MAX_TOLD {
+            log::log!(level, "{}: {what}", self.kind.name());
+        }
+        if self.told == MAX_TOLD {
+            log::warn!("{}: no more is told of it", self.kind.name());
         }
     }
 

@@ -28,6 +28,7 @@ use xen_abi::DomId;
 use super::console::GuestConsole;
 use super::devices::Devices;
 use super::host::{CALLS, Host, refused};
+use super::storage::Storage;
 use crate::exec::{Account, Task};
 use crate::sync::local::Mutex;
 use crate::time;
@@ -80,6 +81,8 @@ pub struct Created {
 #[derive(Default)]
 pub struct Guests {
     table: RefCell<BTreeMap<String, Rc<Guest>>>,
+    /// The host is going down: guests end because of it.
+    leaving: Cell<bool>,
 }
 
 impl Guests {
@@ -155,18 +158,58 @@ impl Guests {
         config: GuestConfig,
         paused: bool,
     ) -> Result<Created, RpcError> {
-        if let Some(storage) = &host.storage {
-            storage.keep_definition(&config).await?;
-        }
+        self.create_with(host, config, paused, RestartBrake::default())
+            .await
+    }
+
+    /// The same for a guest that takes over another's brake.
+    async fn create_with(
+        &self,
+        host: &Rc<Host>,
+        config: GuestConfig,
+        paused: bool,
+        brake: RestartBrake,
+    ) -> Result<Created, RpcError> {
         let guest = self.reserve(config)?;
+        guest.brake.set(brake);
         let mut turn = guest.turn.lock().await;
-        match life::start(host, &guest, paused).await {
-            Ok(created) => Ok(created),
-            Err(error) => {
-                *turn = true;
-                self.forget(&guest);
-                Err(error)
+        let made = async {
+            let created = life::start(host, &guest, paused).await?;
+            if let Some(storage) = &host.storage
+                && let Err(error) = self.keep_definition(storage, &guest).await
+            {
+                life::end(host, &guest).await?;
+                return Err(error);
             }
+            Ok(created)
+        };
+        let made = made.await;
+        // A domain that cannot be ended stays listed.
+        if made.is_err() && guest.domid().is_none() {
+            *turn = true;
+            self.forget(&guest);
+        }
+        made
+    }
+
+    async fn keep_definition(&self, storage: &Storage, guest: &Guest) -> Result<(), RpcError> {
+        storage
+            .keep_definition(&guest.config, |id| self.needs(id))
+            .await
+    }
+
+    /// Forgets how to make a guest that ended, unless it is one of those that the host
+    /// starts when it boots, or the host is going down.
+    async fn forget_definition(&self, host: &Host, guest: &Guest) {
+        let name = &guest.config.name;
+        // The definition under a kept guest's name is its successor's.
+        if self.leaving.get() || guest.kept.get() || host.config.guests.contains(name) {
+            return;
+        }
+        if let Some(storage) = &host.storage
+            && let Err(error) = storage.forget_definition(name).await
+        {
+            log::warn!("guest {name}: its definition stays: {error}");
         }
     }
 
@@ -232,6 +275,8 @@ impl Guests {
             });
         }
         life::end(host, &guest).await?;
+        // While the name is still taken.
+        self.forget_definition(host, &guest).await;
         *turn = true;
         self.forget(&guest);
         Ok(())
@@ -281,6 +326,7 @@ impl Guests {
 
     /// Asks every guest to shut down and waits until none runs.
     pub async fn shut_down_all(&self, host: &Rc<Host>) {
+        self.leaving.set(true);
         for guest in self.all() {
             let name = GuestRef::Name(guest.name.borrow().clone());
             if let Err(error) = self.ask_to_shut_down(host, &name, ShutdownKind::PowerOff) {
@@ -294,6 +340,7 @@ impl Guests {
 
     /// Ends every guest.
     pub async fn destroy_all(&self, host: &Rc<Host>) {
+        self.leaving.set(true);
         for guest in self.all() {
             let name = GuestRef::Name(guest.name.borrow().clone());
             if let Err(error) = self.destroy(host, &name).await {
@@ -365,6 +412,7 @@ impl Guest {
                 .map(|n| n.0),
             cpu_ns: info.cpu_time_ns,
             uptime_s: (time::now_ns() - self.started_ns.get()) / 1_000_000_000,
+            served_ns: self.account.cpu_ns(),
         }
     }
 }

@@ -280,20 +280,32 @@ impl Stack {
 }
 
 impl Inner {
+    /// Keeps sockets ready for new peers. Those that do not finish what they began hold
+    /// some of the others for a while, but never keep the next one out.
     fn refill_backlog(&mut self) {
-        // A connection attempt that died before it was accepted leaves a dead socket.
-        for handle in &self.listening {
-            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(*handle);
-            if !socket.is_open() && socket.listen(self.port).is_err() {
-                log::error!("management: port {} cannot be listened on", self.port);
+        let mut ready = 0;
+        let sockets = &mut self.sockets;
+        self.listening.retain(|handle| {
+            let state = sockets.get_mut::<tcp::Socket<'_>>(*handle).state();
+            let begun = matches!(state, tcp::State::SynReceived | tcp::State::Established);
+            if state == tcp::State::Listen {
+                ready += 1;
+            } else if !begun {
+                // Gone before it was accepted.
+                sockets.remove(*handle);
+                self.open -= 1;
+                return false;
             }
-        }
-        while self.listening.len() < BACKLOG && self.open < MAX_SOCKETS {
+            true
+        });
+        while ready < BACKLOG {
+            if self.open >= MAX_SOCKETS && !self.drop_one() {
+                return;
+            }
             let mut socket = tcp::Socket::new(
                 tcp::SocketBuffer::new(vec![0; RECEIVE_BUFFER]),
                 tcp::SocketBuffer::new(vec![0; SEND_BUFFER]),
             );
-            // For a peer that does not finish what its SYN began.
             socket.set_timeout(Some(PEER_TIMEOUT));
             if socket.listen(self.port).is_err() {
                 log::error!("management: port {} cannot be listened on", self.port);
@@ -301,7 +313,27 @@ impl Inner {
             }
             self.listening.push_back(self.sockets.add(socket));
             self.open += 1;
+            ready += 1;
         }
+    }
+
+    /// Drops the oldest socket that nobody uses: a peer in the middle of its handshake, or
+    /// one that does not agree to the end of its connection.
+    fn drop_one(&mut self) -> bool {
+        let sockets = &mut self.sockets;
+        let half_open = self.listening.iter().position(|handle| {
+            sockets.get_mut::<tcp::Socket<'_>>(*handle).state() == tcp::State::SynReceived
+        });
+        let handle = match half_open {
+            Some(at) => self.listening.remove(at),
+            None if self.closing.is_empty() => None,
+            None => Some(self.closing.remove(0).0),
+        };
+        if let Some(handle) = handle {
+            self.sockets.remove(handle);
+            self.open -= 1;
+        }
+        handle.is_some()
     }
 
     fn follow_dhcp(&mut self) {

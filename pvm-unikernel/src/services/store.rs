@@ -22,6 +22,8 @@ use crate::{exec, time};
 
 /// Nodes that one dump lists at most.
 const MAX_DUMP: usize = 4096;
+/// Text after which it ends: guests write long values, and the text is made in one piece.
+const MAX_DUMP_BYTES: usize = 1 << 20;
 
 /// The xenstore of this host.
 pub struct Store {
@@ -129,7 +131,7 @@ impl Store {
             let value = server.read(&path).unwrap_or_default();
             text += &format!("{path} = \"{}\"\n", value.escape_ascii());
             left -= 1;
-            if left == 0 {
+            if left == 0 || text.len() > MAX_DUMP_BYTES {
                 text += "... and more\n";
                 break;
             }

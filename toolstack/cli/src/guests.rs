@@ -97,6 +97,7 @@ fn to_json(domain: &DomainInfo) -> Value {
         "cpus": domain.cpus,
         "node": domain.node,
         "cpu_s": seconds(domain.cpu_ns),
+        "served_s": seconds(domain.served_ns),
         "uuid": output::uuid(&domain.uuid),
         "type": type_name(domain.kind),
         "max_vcpus": domain.max_vcpus,

@@ -592,6 +592,7 @@ fn domain_info(guest: &Guest) -> DomainInfo {
         cpus: vec![1],
         node: Some(0),
         cpu_ns: 1_234_567_890,
+        served_ns: 98_765_432,
         uptime_s: 61,
     }
 }

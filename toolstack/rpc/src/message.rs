@@ -338,6 +338,9 @@ pub struct DomainInfo {
     pub cpu_ns: u64,
     /// Since its creation, in seconds.
     pub uptime_s: u64,
+    /// CPU time that Closer has spent on it, in nanoseconds: its devices, its console, its
+    /// part of xenstore. Not in `cpu_ns`.
+    pub served_ns: u64,
 }
 
 /// One volume.

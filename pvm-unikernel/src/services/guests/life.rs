@@ -148,15 +148,14 @@ fn join(
     running
         .rings
         .push(exec::spawn_local_for(&guest.account, console));
-    running.devices = Devices::start(
+    running.devices.start(
         host,
         &guest.config,
         domid,
         &running.placement,
         claims,
         &guest.account,
-    )?;
-    Ok(())
+    )
 }
 
 /// Ends the guest's domain, if it has one: devices first, then its memory, then Xen's part.
@@ -184,11 +183,14 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
             log::debug!("domain {domid}: a ring had been given up before");
         }
     }
-    let ended = end_domain(host, domid).await;
+    // If Xen does not let go of it, it stays listed, and can be destroyed again.
+    end_domain(host, domid)
+        .await
+        .map_err(|error| failed("destroy", error))?;
     host.store.with(|server| server.domain_released(domid));
     nodes::remove(host, &guest.config, domid, guest.kept.get());
     *guest.running.borrow_mut() = None;
-    ended.map_err(|error| failed("destroy", error))
+    Ok(())
 }
 
 /// Takes the domain down and waits until Xen has let go of it. Its memory is free then, and
@@ -254,30 +256,43 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
         return;
     }
     if next == Next::RenameRestart {
+        if !may_restart(&guest) {
+            // Each would leave a domain behind: the last one is kept as it is.
+            return;
+        }
         return rename_and_restart(&host, &guest, domid).await;
     }
-    let lived = time::now_ns() - guest.started_ns.get();
     if let Err(error) = end(&host, &guest).await {
-        log::error!("guest {name}: {error}");
+        return log::error!("guest {name}: {error}");
     }
-    if next == Next::Restart {
-        let mut brake = guest.brake.get();
-        let may = brake.may_restart(lived);
-        guest.brake.set(brake);
-        if may {
-            guest
-                .console
-                .note(&format!("closer: guest {name} restarts"));
-            match start(&host, &guest, false).await {
-                Ok(_) => return,
-                Err(error) => log::error!("guest {name}: cannot be restarted: {error}"),
-            }
-        } else {
-            log::error!("guest {name}: restarted too often in too short a time; not again");
+    if next == Next::Restart && may_restart(&guest) {
+        guest
+            .console
+            .note(&format!("closer: guest {name} restarts"));
+        match start(&host, &guest, false).await {
+            Ok(_) => return,
+            Err(error) => log::error!("guest {name}: cannot be restarted: {error}"),
         }
     }
+    // While the name is still taken.
+    host.guests.forget_definition(&host, &guest).await;
     *turn = true;
     host.guests.forget(&guest);
+}
+
+/// Asks the guest's brake.
+fn may_restart(guest: &Guest) -> bool {
+    let lived = time::now_ns() - guest.started_ns.get();
+    let mut brake = guest.brake.get();
+    let may = brake.may_restart(lived);
+    guest.brake.set(brake);
+    if !may {
+        log::error!(
+            "guest {}: restarted too often in too short a time; not again",
+            guest.name.borrow()
+        );
+    }
+    may
 }
 
 /// Keeps a domain that ended under another name, for somebody to look at, without its
@@ -300,7 +315,11 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
     {
         return log::error!("guest {name}: not restarted: {error}");
     }
-    if let Err(error) = host.guests.create(host, guest.config.clone(), false).await {
+    let brake = guest.brake.get();
+    let made = host
+        .guests
+        .create_with(host, guest.config.clone(), false, brake);
+    if let Err(error) = made.await {
         log::error!("guest {name}: cannot be restarted: {error}");
     }
 }

@@ -1,5 +1,6 @@
 //! The image area as the services use it: kernels, ramdisks, guests' definitions.
 
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::string::ToString;
@@ -97,16 +98,7 @@ impl Storage {
         let put = || self.area.put(ObjectId(id.0), len);
         let first = match put() {
             Err(ImageError::NoSpace(_)) => {
-                let gone = self
-                    .area
-                    .collect(|id| keep(&ImageId(id.0)))
-                    .await
-                    .map_err(failed)?;
-                log::info!(
-                    "storage: {} images of {} bytes forgotten: no guest needs them",
-                    gone.0,
-                    gone.1
-                );
+                self.make_room(keep).await?;
                 put()
             }
             other => other,
@@ -114,11 +106,52 @@ impl Storage {
         first.map_err(|error| area_error(error, len))
     }
 
-    /// Keeps a guest's definition, for a start at boot.
-    pub async fn keep_definition(&self, config: &GuestConfig) -> Result<(), RpcError> {
+    /// Forgets the images that neither a guest in `keep` nor a stored definition needs.
+    async fn make_room(&self, keep: impl Fn(&ImageId) -> bool) -> Result<(), RpcError> {
+        let mut stored = BTreeSet::new();
+        for name in self.area.records() {
+            let bytes = self.area.record(&name).await.unwrap_or_default();
+            match postcard::from_bytes::<GuestConfig>(&bytes.unwrap_or_default()) {
+                Ok(config) => {
+                    stored.insert(config.kernel.image);
+                    stored.extend(config.ramdisk.map(|ramdisk| ramdisk.image));
+                }
+                // Such a guest cannot be started either.
+                Err(error) => log::warn!("storage: {name} cannot be read: {error}"),
+            }
+        }
+        let needed = |id: &ImageId| keep(id) || stored.contains(id);
+        let gone = self.area.collect(|id| needed(&ImageId(id.0))).await;
+        let (images, bytes) = gone.map_err(failed)?;
+        log::info!("storage: {images} images of {bytes} bytes forgotten: no guest needs them");
+        Ok(())
+    }
+
+    /// Keeps a guest's definition, for a start at boot. A full area first forgets what no
+    /// guest in `keep` needs.
+    pub async fn keep_definition(
+        &self,
+        config: &GuestConfig,
+        keep: impl Fn(&ImageId) -> bool,
+    ) -> Result<(), RpcError> {
         let bytes = postcard::to_allocvec(config).map_err(failed)?;
-        let kept = self.area.put_record(&record(&config.name), &bytes).await;
+        let name = record(&config.name);
+        let kept = match self.area.put_record(&name, &bytes).await {
+            Err(ImageError::NoSpace(_)) => {
+                self.make_room(keep).await?;
+                self.area.put_record(&name, &bytes).await
+            }
+            other => other,
+        };
         kept.map_err(|error| area_error(error, bytes.len() as u64))
+    }
+
+    /// Forgets a guest's definition, if there is one.
+    pub async fn forget_definition(&self, name: &str) -> Result<(), RpcError> {
+        match self.area.remove_record(&record(name)).await {
+            Err(ImageError::NotFound) => Ok(()),
+            other => other.map_err(failed),
+        }
     }
 
     /// A guest's definition as it was last kept.

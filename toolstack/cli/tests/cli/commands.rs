@@ -32,7 +32,7 @@ fn a_guest_is_created_listed_and_destroyed() {
     );
     let list = bed.run(&["list", "--json"]).json();
     let fields = [
-        "name", "domid", "state", "mem_mb", "vcpus", "cpus", "node", "cpu_s",
+        "name", "domid", "state", "mem_mb", "vcpus", "cpus", "node", "cpu_s", "served_s",
     ];
     let first: Vec<_> = fields.iter().map(|f| list[0][f].clone()).collect();
     let expected = [
@@ -44,6 +44,7 @@ fn a_guest_is_created_listed_and_destroyed() {
         json!([1]),
         json!(0),
         json!(1.234),
+        json!(0.098),
     ];
     assert_eq!(first, expected);
     assert_eq!(list.as_array().unwrap().len(), 1);
