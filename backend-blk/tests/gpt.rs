@@ -3,7 +3,7 @@
 
 mod recorder;
 
-use backend_blk::gpt::{Gpt, GptError, Guid, Health, Overwrite};
+use backend_blk::gpt::{Gpt, GptError, Guid, Health, Overwrite, VolumeHandle};
 use backend_blk::{BlockError, Extent};
 use proptest::prelude::*;
 use recorder::{Recorder, run};
@@ -42,8 +42,18 @@ fn add(
     n: u8,
 ) -> (Gpt<Recorder>, Result<Extent, GptError>) {
     with(gpt, async move |gpt| {
-        Ok(gpt.create_volume(name, sectors, guid(n)).await?.extent)
+        let volume = gpt.create_volume(name, sectors, guid(n)).await?;
+        gpt.finish_volume(&volume).await?;
+        Ok(volume.extent())
     })
+}
+
+/// Makes a volume and does not fill it.
+fn begin(gpt: Gpt<Recorder>, name: &'static str, sectors: u64) -> (Gpt<Recorder>, VolumeHandle) {
+    let (gpt, volume) = with(gpt, async move |gpt| {
+        gpt.create_volume(name, sectors, guid(7)).await
+    });
+    (gpt, volume.unwrap())
 }
 
 fn names(gpt: &Gpt<Recorder>) -> Vec<String> {
@@ -261,6 +271,80 @@ fn a_power_cut_leaves_the_old_table_or_the_new_one() {
 }
 
 #[test]
+fn a_volume_cannot_be_opened_until_it_is_finished() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, volume) = begin(create(&disk), "a", MIB);
+    assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::Filling);
+    assert!(gpt.volume("a").unwrap().filling);
+    let (gpt, refused) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+    assert_eq!(refused, Err(GptError::InUse(1)));
+    let (gpt, finished) = with(gpt, async move |gpt| gpt.finish_volume(&volume).await);
+    finished.unwrap();
+    assert!(!gpt.volume("a").unwrap().filling);
+    gpt.open_volume("a").unwrap();
+    // One that is given up can be removed.
+    let (gpt, volume) = begin(gpt, "b", MIB);
+    drop(volume);
+    let (gpt, removed) = with(gpt, async |gpt| gpt.remove_volume("b").await);
+    removed.unwrap();
+    assert_eq!(names(&gpt), ["a"]);
+}
+
+#[test]
+fn a_power_cut_before_a_volume_is_finished_leaves_no_such_volume_and_its_space_free() {
+    for block_size in [512, 4096] {
+        let disk = Recorder::new(16 * MIB, block_size);
+        let (gpt, _) = add(create(&disk), "old", MIB, 2);
+        let free = gpt.free();
+        let (gpt, volume) = begin(gpt, "new", 4 * MIB);
+        let at = volume.extent().first + 2 * MIB;
+
+        let cut = disk.fork();
+        let (found, health) = open(&cut).unwrap();
+        assert_eq!((names(&found), health), (vec!["old".into()], Health::Good));
+        assert_eq!(found.free(), free);
+        // The second entry is gone from the disk too, in the primary, which is at block 2.
+        let entries = u64::from(block_size) / 512 * 2;
+        assert_eq!(cut.get(entries)[128..256], [0; 128]);
+        assert_eq!(open(&cut).unwrap().1, Health::Good);
+        let (_, again) = add(found, "new", 4 * MIB, 4);
+        assert_eq!(again.unwrap(), volume.extent());
+        // Nor does a cut during the removal bring it back.
+        let begun = disk.fork();
+        let removing = begun.fork();
+        open(&removing).unwrap();
+        begun.each_cut(&removing.take_log(), |cut| {
+            assert_eq!(names(&open(&cut).unwrap().0), ["old"]);
+        });
+
+        // While it is filled and finished: no volume, or a whole one.
+        disk.take_log();
+        let contents = vec![0x5a; block_size as usize];
+        let (io, bytes) = (disk.io(), contents.clone());
+        run(async move { io.write(at, &bytes).await }).unwrap();
+        let (_, finished) = with(gpt, async move |gpt| gpt.finish_volume(&volume).await);
+        finished.unwrap();
+        let (mut gone, mut there) = (0, 0);
+        begun.each_cut(&disk.take_log(), |cut| {
+            let (found, _) = open(&cut).unwrap();
+            if names(&found) == ["old"] {
+                assert_eq!(found.free(), free);
+                gone += 1;
+            } else {
+                assert_eq!(names(&found), ["new", "old"]);
+                found.open_volume("new").unwrap();
+                assert_eq!(cut.get(at), contents[..512]);
+                there += 1;
+            }
+        });
+        assert!(gone > 1 && there > 1);
+        let (found, _) = open(&disk).unwrap();
+        assert_eq!(names(&found), ["new", "old"]);
+        assert_eq!(open(&disk).unwrap().0.volumes(), found.volumes());
+    }
+}
+
+#[test]
 fn a_power_cut_while_a_table_is_made_leaves_a_disk_that_can_be_given_one() {
     let disk = Recorder::new(16 * MIB, 512);
     let before = disk.fork();
@@ -274,7 +358,7 @@ fn a_power_cut_while_a_table_is_made_leaves_a_disk_that_can_be_given_one() {
 
 #[test]
 fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_works() {
-    for broken_after in 0..40 {
+    for broken_after in 0..44 {
         let disk = Recorder::new(16 * MIB, 512);
         let (gpt, _) = add(create(&disk), "old", MIB, 2);
         disk.writes_left.set(broken_after);
@@ -282,7 +366,12 @@ fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_wor
         let failed = disk.writes_left.get() == 0 && result.is_err();
         if failed {
             assert_eq!(result, Err(GptError::Disk(BlockError::Media(0x280))));
-            assert_eq!(names(&gpt), ["old"]);
+            // If only finishing it failed, it is there, but nobody can have it.
+            let refused = gpt.open_volume("new").unwrap_err();
+            assert!(matches!(
+                refused,
+                GptError::NoSuchVolume | GptError::Filling
+            ));
         }
         disk.writes_left.set(u64::MAX);
         let found = names(&open(&disk.fork()).unwrap().0);
@@ -300,7 +389,7 @@ fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_wor
         if !failed {
             break;
         }
-        assert!(broken_after < 39, "never got through");
+        assert!(broken_after < 43, "never got through");
     }
 }
 

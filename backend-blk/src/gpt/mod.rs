@@ -11,6 +11,9 @@
 //! [`Gpt::open`] takes the primary if it is valid, else the backup, and writes the other
 //! copy anew if it differs: after a power cut an update has happened or has not.
 //!
+//! A new volume's entry has [`FILLING`] until [`Gpt::finish_volume`]: after a power cut it
+//! would show what its blocks held before, so [`Gpt::open`] removes it.
+//!
 //! Partitions of other kinds are kept as they are, and their space is not touched.
 
 pub mod format;
@@ -37,6 +40,9 @@ pub const VOLUME_TYPE: Guid = Guid([
 pub const IMAGES_TYPE: Guid = Guid([
     0x01, 0xe4, 0x05, 0xc1, 0x1d, 0x6f, 0x3b, 0x4a, 0x9c, 0x5e, b'i', b'm', b'a', b'g', b'e', b's',
 ]);
+/// Attribute of a volume that does not hold its first contents yet. Bits 48 to 63 are the
+/// partition type's own.
+pub const FILLING: u64 = 1 << 48;
 /// Name of the image area's partition.
 const IMAGES_NAME: &str = "closer-images";
 
@@ -68,6 +74,8 @@ pub enum GptError {
     Exists,
     /// There is no volume of this name.
     NoSuchVolume,
+    /// The volume is still being filled, or that failed.
+    Filling,
     /// The volume is open so many times.
     InUse(u32),
     /// The largest free run has so many sectors.
@@ -93,6 +101,7 @@ impl fmt::Display for GptError {
             Self::BadSize => f.write_str("a volume must have a size"),
             Self::Exists => f.write_str("there is a volume of this name"),
             Self::NoSuchVolume => f.write_str("there is no volume of this name"),
+            Self::Filling => f.write_str("the volume is not filled yet"),
             Self::InUse(count) => write!(f, "the volume is in use, {count} times"),
             Self::NoSpace(sectors) => write!(
                 f,
@@ -143,6 +152,8 @@ pub struct VolumeInfo {
     pub unique: Guid,
     /// Handles that are open.
     pub in_use: u32,
+    /// It does not hold its first contents yet: it cannot be opened.
+    pub filling: bool,
 }
 
 /// An open volume. It can go to another vCPU; the volume cannot be removed while there
@@ -204,7 +215,8 @@ struct Found {
 }
 
 impl<D: Disk> Gpt<D> {
-    /// Reads the table of a disk, and restores a copy that is broken.
+    /// Reads the table of a disk, restores a copy that is broken, and removes volumes that
+    /// were never filled.
     pub async fn open(io: ByteIo<D>) -> Result<(Self, Health), GptError> {
         let blocks = blocks_of(&io);
         if blocks < 2 {
@@ -252,13 +264,29 @@ impl<D: Disk> Gpt<D> {
             Health::PrimaryRestored => (other, found.header),
             _ => (found.header, other),
         };
-        let gpt = Self::with(io, primary, backup, found.entries);
+        let mut gpt = Self::with(io, primary, backup, found.entries);
         match health {
             Health::Good => {}
             Health::BackupRestored => gpt.write_copy(gpt.backup).await?,
             Health::PrimaryRestored => gpt.write_copy(gpt.primary).await?,
         }
+        gpt.remove_unfinished().await?;
         Ok((gpt, health))
+    }
+
+    /// Removes what a crash left half filled. Nobody has a handle yet.
+    async fn remove_unfinished(&mut self) -> Result<(), GptError> {
+        let mut entries = self.entries.clone();
+        for (n, entry) in entries.iter_mut().enumerate() {
+            if let Some(volume) = self.info(n).filter(|volume| volume.filling) {
+                log::warn!("volume {}: was never filled, and is removed", volume.name);
+                *entry = None;
+            }
+        }
+        if entries == self.entries {
+            return Ok(());
+        }
+        self.change(entries).await
     }
 
     /// Gives a disk an empty table. `disk` is its new number.
@@ -317,36 +345,58 @@ impl<D: Disk> Gpt<D> {
         (sizes.clone().sum(), sizes.max().unwrap_or(0))
     }
 
-    /// Opens a volume.
+    /// Opens a volume that is filled.
     pub fn open_volume(&self, name: &str) -> Result<VolumeHandle, GptError> {
         let index = self.find(name).ok_or(GptError::NoSuchVolume)?;
         let info = self.info(index).ok_or(GptError::NoSuchVolume)?;
+        if info.filling {
+            return Err(GptError::Filling);
+        }
+        Ok(self.handle(index, info))
+    }
+
+    fn handle(&self, index: usize, info: VolumeInfo) -> VolumeHandle {
         let count = self.handles[index].clone();
         count.fetch_add(1, Ordering::AcqRel);
-        Ok(VolumeHandle {
+        VolumeHandle {
             name: info.name,
             extent: info.extent,
             count,
-        })
+        }
     }
 
     /// Makes a volume of at least so many sectors (rounded up to [`ALIGNMENT`]). The first
     /// and last MiB of it are zeroed, so that nothing finds an old file system in it; the
-    /// rest holds what was there before, see [`ByteIo::zero`].
+    /// rest holds what was there before, see [`ByteIo::zero`]. So only the caller gets a
+    /// handle, until it has filled the volume and calls [`Self::finish_volume`].
     pub async fn create_volume(
         &mut self,
         name: &str,
         sectors: u64,
         unique: Guid,
-    ) -> Result<VolumeInfo, GptError> {
+    ) -> Result<VolumeHandle, GptError> {
         if !is_volume_name(name) {
             return Err(GptError::BadName);
         }
         if self.find(name).is_some() {
             return Err(GptError::Exists);
         }
-        let index = self.place(VOLUME_TYPE, name, sectors, unique).await?;
-        self.info(index).ok_or(GptError::NoSuchVolume)
+        let index = self
+            .place(VOLUME_TYPE, FILLING, name, sectors, unique)
+            .await?;
+        let info = self.info(index).ok_or(GptError::NoSuchVolume)?;
+        Ok(self.handle(index, info))
+    }
+
+    /// Makes a new volume's contents durable, and then the volume one like the others.
+    pub async fn finish_volume(&mut self, volume: &VolumeHandle) -> Result<(), GptError> {
+        let index = self.find(&volume.name).ok_or(GptError::NoSuchVolume)?;
+        self.io.flush().await?;
+        let mut entries = self.entries.clone();
+        if let Some(entry) = &mut entries[index] {
+            entry.attributes &= !FILLING;
+        }
+        self.change(entries).await
     }
 
     /// Removes a volume that is not open. Its data stays on the disk until something else
@@ -379,7 +429,7 @@ impl<D: Disk> Gpt<D> {
         }
         let (_, largest) = self.free();
         let index = self
-            .place(IMAGES_TYPE, IMAGES_NAME, sectors.min(largest), unique)
+            .place(IMAGES_TYPE, 0, IMAGES_NAME, sectors.min(largest), unique)
             .await?;
         let entry = self.entries[index].as_ref();
         Ok((
@@ -394,6 +444,7 @@ impl<D: Disk> Gpt<D> {
     async fn place(
         &mut self,
         kind: Guid,
+        attributes: u64,
         name: &str,
         sectors: u64,
         unique: Guid,
@@ -416,7 +467,9 @@ impl<D: Disk> Gpt<D> {
         let block = self.io.disk().geometry().block_sectors();
         let (first, last) = (first / block, (first + size) / block - 1);
         let mut entries = self.entries.clone();
-        entries[index] = Some(Entry::new(kind, unique, first, last, name));
+        let mut entry = Entry::new(kind, unique, first, last, name);
+        entry.attributes = attributes;
+        entries[index] = Some(entry);
         self.change(entries).await?;
         Ok(index)
     }
@@ -469,6 +522,7 @@ impl<D: Disk> Gpt<D> {
             extent: self.extent(entry),
             unique: entry.unique,
             in_use: self.handles[index].load(Ordering::Acquire),
+            filling: entry.attributes & FILLING != 0,
         })
     }
 

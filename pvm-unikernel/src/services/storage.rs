@@ -39,6 +39,9 @@ pub use images::area_error;
 /// PCI class of an NVMe controller.
 const NVME_CLASS: u32 = 0x01_0802;
 
+/// Who has a volume whose filling failed, and which could not be removed then.
+pub const UNFINISHED: &str = "its unfinished creation";
+
 /// Each vCPU's queue of the disk.
 static DISKS: PerCpu<OnceCell<QueueDisk>> = PerCpu::new([const { OnceCell::new() }; MAX_VCPUS]);
 
@@ -180,16 +183,21 @@ impl Storage {
         self.gpt.lock().await.volumes()
     }
 
-    /// Makes a volume; what it holds is unspecified until it was written.
-    pub async fn create_volume(&self, name: &str, bytes: u64) -> Result<(), RpcError> {
+    /// Makes a volume for `owner`. What it holds is unspecified until it was written, so
+    /// nobody else gets it before [`VolumeClaim::filled`], and a crash before that removes it.
+    pub async fn create_volume(
+        self: &Rc<Self>,
+        name: &str,
+        bytes: u64,
+        owner: &str,
+    ) -> Result<VolumeClaim, RpcError> {
         let mut gpt = self.gpt.lock().await;
         let free = gpt.free().1 * SECTOR;
         let created = gpt
             .create_volume(name, bytes.div_ceil(SECTOR), new_guid())
             .await;
-        created
-            .map(drop)
-            .map_err(|error| table_error(error, name, bytes, free))
+        let handle = created.map_err(|error| table_error(error, name, bytes, free))?;
+        self.enter(handle, owner, true)
     }
 
     /// Removes a volume that nobody has.
@@ -263,6 +271,10 @@ fn table_error(error: GptError, name: &str, asked: u64, free: u64) -> RpcError {
     match error {
         GptError::NoSuchVolume => RpcError::NoSuchVolume { name: name() },
         GptError::Exists => RpcError::VolumeExists { name: name() },
+        GptError::Filling => RpcError::VolumeInUse {
+            name: name(),
+            by: UNFINISHED.into(),
+        },
         GptError::InUse(_) => RpcError::VolumeInUse {
             name: name(),
             by: "another request".into(),

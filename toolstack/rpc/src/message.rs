@@ -350,6 +350,6 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its size, in bytes.
     pub size: u64,
-    /// Guests that use it.
+    /// Guests that use it, or what is filling it.
     pub used_by: Vec<String>,
 }

@@ -14,7 +14,7 @@ use toolstack_rpc::{Chunk, Response, RpcError};
 
 use super::{Client, Ended};
 use crate::services::host::Host;
-use crate::services::storage::{Storage, VolumeClaim, area_error};
+use crate::services::storage::{Storage, UNFINISHED, VolumeClaim, area_error};
 
 /// Bytes written or read in one go.
 const STEP: usize = 64 * 1024;
@@ -107,8 +107,13 @@ fn over(error: TransferError<super::Closed>) -> Result<(), Ended> {
 
 pub async fn create(host: &Host, client: &mut Client, name: &str, size: u64) -> Result<(), Ended> {
     let storage = or_refuse!(client, storage(host, Place::Volumes));
-    or_refuse!(client, storage.create_volume(name, size).await);
-    let made = fill_new(storage, name).await;
+    let claim = or_refuse!(
+        client,
+        storage.create_volume(name, size, "its creation").await
+    );
+    let made = fill_new(storage, &claim).await;
+    // Before the answer, after which the client may want the volume.
+    drop(claim);
     if made.is_err() {
         discard(storage, name).await;
     }
@@ -116,12 +121,13 @@ pub async fn create(host: &Host, client: &mut Client, name: &str, size: u64) -> 
 }
 
 /// Zeroes a new volume: what was on the disk is nobody's business.
-async fn fill_new(storage: &Rc<Storage>, name: &str) -> Result<(), RpcError> {
-    let claim = storage.claim(name, "its creation", true).await?;
-    let io = storage.bytes_of(&claim)?;
-    let failed = |e: BlockError| disk_failed(name, e);
-    io.zero(0, claim.extent().sectors).await.map_err(failed)?;
-    io.flush().await.map_err(failed)
+async fn fill_new(storage: &Storage, claim: &VolumeClaim) -> Result<(), RpcError> {
+    let zeroed = storage
+        .bytes_of(claim)?
+        .zero(0, claim.extent().sectors)
+        .await;
+    zeroed.map_err(|error| disk_failed(claim.name(), error))?;
+    claim.filled().await
 }
 
 async fn discard(storage: &Storage, name: &str) {
@@ -147,13 +153,15 @@ pub async fn import(
 ) -> Result<(), Ended> {
     let storage = or_refuse!(client, storage(host, Place::Volumes));
     let new = mode == ImportMode::New;
-    if new {
-        or_refuse!(client, storage.create_volume(name, size.max(len)).await);
-    }
-    let outcome = match storage.claim(name, "an import", true).await {
-        Ok(claim) => receive(storage, client, &claim, len, new).await,
-        Err(error) => Ok(Err(error)),
+    let owner = "an import";
+    let claimed = if new {
+        storage.create_volume(name, size.max(len), owner).await
+    } else {
+        storage.claim(name, owner, true).await
     };
+    let claim = or_refuse!(client, claimed);
+    let outcome = receive(storage, client, &claim, len, new).await;
+    drop(claim);
     // A new volume that is not whole is none.
     if new && !matches!(outcome, Ok(Ok(()))) {
         discard(storage, name).await;
@@ -215,7 +223,10 @@ async fn receive(
         }
     }
     let finished = writer.finish(new.then_some(claim.extent().sectors)).await;
-    Ok(finished.map_err(|error| disk_failed(claim.name(), error)))
+    Ok(match finished {
+        Ok(()) if new => claim.filled().await,
+        finished => finished.map_err(|error| disk_failed(claim.name(), error)),
+    })
 }
 
 /// Writes a stream from a volume's start on, in whole blocks.
@@ -320,10 +331,17 @@ pub async fn list(host: &Host) -> Result<Vec<VolumeInfo>, RpcError> {
     let volumes = storage.volumes().await;
     Ok(volumes
         .into_iter()
-        .map(|volume| VolumeInfo {
-            size: volume.extent.sectors * SECTOR,
-            used_by: host.guests.users_of(&volume.name),
-            name: volume.name,
+        .map(|volume| {
+            let mut used_by = host.guests.users_of(&volume.name);
+            if volume.filling {
+                let owner = storage.owner(&volume.name);
+                used_by.push(owner.unwrap_or_else(|| UNFINISHED.into()));
+            }
+            VolumeInfo {
+                size: volume.extent.sectors * SECTOR,
+                used_by,
+                name: volume.name,
+            }
         })
         .collect())
 }

@@ -4,7 +4,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 
 use backend_blk::Extent;
-use backend_blk::gpt::VolumeHandle;
+use backend_blk::gpt::{GptError, VolumeHandle};
 use toolstack_rpc::RpcError;
 
 use super::{Storage, table_error};
@@ -38,6 +38,15 @@ impl VolumeClaim {
     pub fn writable(&self) -> bool {
         self.claim.writable
     }
+
+    /// Makes what was written to a new volume durable, and the volume one that others can
+    /// claim.
+    pub async fn filled(&self) -> Result<(), RpcError> {
+        let mut gpt = self.storage.gpt.lock().await;
+        gpt.finish_volume(&self.handle)
+            .await
+            .map_err(|error| table_error(error, self.name(), 0, 0))
+    }
 }
 
 impl Drop for VolumeClaim {
@@ -58,19 +67,33 @@ impl Drop for VolumeClaim {
 }
 
 impl Storage {
-    /// Takes a volume for `owner`, who is named to others who want it.
+    /// Takes a volume for `owner`, who is named to others who want it. One that is being
+    /// filled is not to be had.
     pub async fn claim(
         self: &Rc<Self>,
         name: &str,
         owner: &str,
         writable: bool,
     ) -> Result<VolumeClaim, RpcError> {
-        let handle = self
-            .gpt
-            .lock()
-            .await
-            .open_volume(name)
-            .map_err(|error| table_error(error, name, 0, 0))?;
+        let opened = self.gpt.lock().await.open_volume(name);
+        let handle = opened.map_err(|error| match (error, self.owner(name)) {
+            (GptError::Filling, Some(by)) => RpcError::VolumeInUse {
+                name: name.into(),
+                by,
+            },
+            (error, _) => table_error(error, name, 0, 0),
+        })?;
+        self.enter(handle, owner, writable)
+    }
+
+    /// Notes who has an open volume, unless somebody else has it already.
+    pub(super) fn enter(
+        self: &Rc<Self>,
+        handle: VolumeHandle,
+        owner: &str,
+        writable: bool,
+    ) -> Result<VolumeClaim, RpcError> {
+        let name = handle.name();
         let mut all = self.claims.borrow_mut();
         let claims = all.entry(name.into()).or_default();
         if let Some(other) = claims.iter().find(|c| c.writable || writable) {
