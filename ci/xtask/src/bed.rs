@@ -250,8 +250,13 @@ impl Bed {
 
     /// The CLI, told which host.
     pub fn cli(&self) -> Command {
+        self.cli_with(&self.files.host_file())
+    }
+
+    /// The CLI with another connection file.
+    pub fn cli_with(&self, host_file: &Path) -> Command {
         let mut command = Command::new(&self.cli);
-        command.arg("--host-file").arg(self.files.host_file());
+        command.arg("--host-file").arg(host_file);
         command
     }
 

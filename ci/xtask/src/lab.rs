@@ -67,6 +67,11 @@ impl<'a> Lab<'a> {
         self.bed.as_mut().context("the bed is up")
     }
 
+    /// The bed that was booted last, even if it has ended by itself.
+    pub fn last_bed(&mut self) -> Result<&mut Bed> {
+        self.bed.as_mut().context("no bed was booted")
+    }
+
     /// Boots the host anew with `pvm_args`, until the pVM prints `line`. What boots after
     /// it has the lab's own options again.
     pub fn boot_until(&mut self, pvm_args: &str, line: &str) -> Result<&mut Bed> {
@@ -138,24 +143,16 @@ impl<'a> Lab<'a> {
 
     /// A command that must fail: one clear line on standard error with `word` in it.
     pub fn refused(&mut self, args: &[&str], word: &str) -> Result<()> {
-        let line = args.join(" ");
-        let Finished { code, out, err } = self.try_closer(args, TRANSFER_LIMIT)?;
-        ensure!(code != 0, "closer {line} succeeded: {out}");
-        ensure!(!err.contains("panicked"), "closer {line} panicked: {err}");
-        // Warnings may come before; the refusal itself is one line.
-        let errors: Vec<&str> = err
-            .lines()
-            .filter(|line| !line.trim().is_empty() && !is_warning(line))
-            .collect();
-        ensure!(
-            errors.len() == 1,
-            "closer {line} is not refused in one line: {err:?}"
-        );
-        ensure!(
-            err.to_lowercase().contains(&word.to_lowercase()),
-            "closer {line} says {err:?}, without {word:?}"
-        );
-        Ok(())
+        let done = self.try_closer(args, TRANSFER_LIMIT)?;
+        is_refusal(&done, word).with_context(|| format!("closer {}", args.join(" ")))
+    }
+
+    /// The same with another connection file.
+    pub fn refused_with(&mut self, host_file: &Path, args: &[&str], word: &str) -> Result<()> {
+        let mut command = self.bed()?.cli_with(host_file);
+        process::capture(command.args(args), TRANSFER_LIMIT)
+            .and_then(|done| is_refusal(&done, word))
+            .with_context(|| format!("closer {}", args.join(" ")))
     }
 
     /// Names of the guests there are.
@@ -283,6 +280,26 @@ impl<'a> Lab<'a> {
             .as_u64()
             .with_context(|| format!("info has no free_bytes: {info}"))
     }
+}
+
+/// The command failed, in one clear line with `word` in it.
+fn is_refusal(done: &Finished, word: &str) -> Result<()> {
+    let Finished { code, out, err } = done;
+    ensure!(*code != 0, "it succeeded: {out}");
+    ensure!(!err.contains("panicked"), "it panicked: {err}");
+    // Warnings may come before; the refusal itself is one line.
+    let errors: Vec<&str> = err
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !is_warning(line))
+        .collect();
+    let [error] = errors.as_slice() else {
+        bail!("it is not refused in one line: {err:?}");
+    };
+    ensure!(
+        error.to_lowercase().contains(&word.to_lowercase()),
+        "it says {error:?}, without {word:?}"
+    );
+    Ok(())
 }
 
 fn is_warning(line: &str) -> bool {

@@ -18,6 +18,7 @@ mod lab;
 mod licences;
 mod paths;
 mod process;
+mod proxy;
 mod qemu;
 mod qmp;
 mod report;

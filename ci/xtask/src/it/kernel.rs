@@ -3,6 +3,7 @@
 use super::{Test, passed};
 use crate::lab::Lab;
 use crate::process::output;
+use crate::qemu::PVM_ADDRESS;
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -24,6 +25,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "bad-options-are-named-and-survived",
         run: bad_options,
+    },
+    Test {
+        name: "address-by-dhcp",
+        run: dhcp,
     },
 ];
 
@@ -76,6 +81,21 @@ fn bad_options(lab: &mut Lab) -> Result<Outcome> {
         ensure!(lines.count() == 1, "not one line about {key}");
     }
     lab.closer(&["info"])?;
+    lab.stop()?;
+    passed()
+}
+
+/// QEMU's user network has a server. The CLI is not forwarded to what it gives.
+fn dhcp(lab: &mut Lab) -> Result<Outcome> {
+    let serial = lab.boot_until("ip=dhcp", " by DHCP")?.serial();
+    let line = serial
+        .lines()
+        .find(|line| line.contains(" by DHCP"))
+        .context("the line went away")?;
+    ensure!(
+        line.contains("management: address 10.0.2.") && !line.contains(PVM_ADDRESS),
+        "not an address of the network: {line}"
+    );
     lab.stop()?;
     passed()
 }

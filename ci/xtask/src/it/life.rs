@@ -38,6 +38,10 @@ pub const TESTS: &[Test] = &[
         run: crash_preserves,
     },
     Test {
+        name: "crash-renames-and-restarts-if-asked",
+        run: crash_renames,
+    },
+    Test {
         name: "pause-stops-and-unpause-goes-on",
         run: pause,
     },
@@ -132,7 +136,7 @@ fn crash_preserves(lab: &mut Lab) -> Result<Outcome> {
     thread::sleep(Duration::from_secs(3));
     let listed = lab.listed("a")?.context("the crashed guest is not kept")?;
     let state = listed["state"].as_str().unwrap_or_default().to_lowercase();
-    ensure!(state.contains('c'), "its state is {state}, not crashed");
+    ensure!(state == "crashed", "its state is {state}, not crashed");
     let log = lab.closer(&["console", "--log", "a"])?;
     ensure!(
         log.contains("sysrq"),
@@ -141,12 +145,47 @@ fn crash_preserves(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
+/// The crashed guest is kept to be looked at; the new one has its name and its disk.
+fn crash_renames(lab: &mut Lab) -> Result<Outcome> {
+    lab.volume("v", "8M")?;
+    let old = crash(
+        lab,
+        "on_crash = \"rename-restart\"\ndisk = [ \"vdev=xvda, access=rw, target=v\" ]",
+    )?;
+    lab.wait_reborn("a", old, BOOT_LIMIT)?;
+    let mut guest = lab.attach("a")?;
+    guest.console.wait_for_shell(BOOT_LIMIT)?;
+    guest.ok("head -c 4096 /dev/xvda | wc -c | grep -qx 4096")?;
+    let kept = format!("a-{old}");
+    let listed = lab
+        .listed(&kept)?
+        .with_context(|| format!("there is no {kept}"))?;
+    ensure!(
+        listed["domid"] == old && listed["state"] == "crashed",
+        "what is kept is another: {listed}"
+    );
+    let log = lab.closer(&["console", "--log", &kept])?;
+    ensure!(
+        log.contains("sysrq"),
+        "the kept console does not show the panic"
+    );
+    lab.closer(&["destroy", &kept])?;
+    ensure!(
+        guest.ok("echo alive")? == "alive",
+        "the new guest was harmed"
+    );
+    lab.closer(&["destroy", "a"])?;
+    let left = lab.guests()?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    passed()
+}
+
 fn pause(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = lab.boot(&GuestSpec::new("a"))?;
     lab.closer(&["pause", "a"])?;
     let listed = lab.listed("a")?.context("the paused guest is not listed")?;
     let state = listed["state"].as_str().unwrap_or_default().to_lowercase();
-    ensure!(state.contains('p'), "its state is {state}, not paused");
+    ensure!(state == "paused", "its state is {state}, not paused");
     let silent = guest.console.run("true", Duration::from_secs(3));
     ensure!(silent.is_err(), "a paused guest answers");
     lab.closer(&["unpause", "a"])?;
@@ -180,7 +219,6 @@ fn memory_back(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// ACPI S5: QEMU ends by itself. The next test boots the host again.
 /// The machine resets, and the guests named at boot are there again with nobody asking.
 fn host_reboot(lab: &mut Lab) -> Result<Outcome> {
     lab.stop()?;
@@ -210,9 +248,28 @@ fn reboot_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
+/// ACPI S5: QEMU ends by itself, though a reset would not end it. The next test boots the
+/// host again.
 fn host_poweroff(lab: &mut Lab) -> Result<Outcome> {
+    lab.stop()?;
+    let options = lab.options.clone();
+    lab.options.allow_reset = true;
+    let ended = poweroff_with_a_guest(lab);
+    lab.stop()?;
+    lab.options = options;
+    ended
+}
+
+fn poweroff_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
     lab.boot(&GuestSpec::new("a"))?;
     lab.closer(&["host", "poweroff"])?;
-    lab.bed()?.wait_for_end(Duration::from_secs(90))?;
+    let bed = lab.last_bed()?;
+    bed.wait_for_end(Duration::from_secs(90))?;
+    let serial = bed.serial();
+    ensure!(!serial.contains("panicked"), "the host panicked");
+    ensure!(
+        serial.matches("closer: ready").count() == 1,
+        "the host reset before it was off"
+    );
     passed()
 }
