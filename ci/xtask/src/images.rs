@@ -156,7 +156,7 @@ impl Setup {
     fn guest_tools(&mut self) -> Result<PathBuf> {
         let log = self.paths().target.join("guest-tools.log");
         self.cache()
-            .piece("guest-tools", 1, |dir| {
+            .piece("guest-tools", 2, |dir| {
                 println!("  guest-tools: fetching from Debian trixie");
                 let root = dir.join("root");
                 let mut command = mmdebstrap()?;
@@ -169,6 +169,9 @@ impl Setup {
                     .arg(&root)
                     .arg(debian::source_line("trixie")?.trim_end());
                 run_logged(&mut command, &log, MMDEBSTRAP_LIMIT)?;
+                // What stays in the cache is the user's own, to be removed like the rest.
+                let user = output(Command::new("id").arg("-u"))?;
+                run(as_root("chown")?.args(["-R", user.trim()]).arg(&root))?;
                 run(as_root("chmod")?.args(["-R", "u+rwX,go+rX"]).arg(&root))?;
                 // Only programs and libraries are used; devices and lists are not.
                 for useless in ["dev", "etc", "var", "usr/share"] {
