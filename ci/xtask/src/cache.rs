@@ -31,7 +31,10 @@ impl Cache {
             .context("the cache's folder went away")?;
         let lock = File::create(root.join("lock")).context("cannot create the cache's lock")?;
         if lock.try_lock().is_err() {
-            println!("waiting for another process to fill {}", root.display());
+            println!(
+                "waiting for another cargo xtask, which uses {}",
+                root.display()
+            );
             lock.lock().context("cannot lock the cache")?;
         }
         let lock = Arc::new(lock);

@@ -98,12 +98,16 @@ fn is_home(file: &str) -> bool {
 
 /// Whether a source file opts in to `unsafe_code`.
 fn opts_in(text: &str) -> bool {
-    text.lines().map(str::trim_start).any(|line| {
-        (line.starts_with("#[") || line.starts_with("#!["))
-            && ["allow(unsafe_code", "expect(unsafe_code"]
-                .iter()
-                .any(|form| line.contains(form))
-    })
+    // An attribute may be spread over lines.
+    let text: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(str::chars)
+        .filter(|c| !c.is_whitespace())
+        .collect();
+    ["[allow(unsafe_code", "[expect(unsafe_code"]
+        .iter()
+        .any(|form| text.contains(form))
 }
 
 /// All host tests of the workspace.

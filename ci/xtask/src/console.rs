@@ -187,7 +187,7 @@ impl Console {
         )
     }
 
-    fn send(&mut self, text: &str) -> Result<()> {
+    pub fn send(&mut self, text: &str) -> Result<()> {
         let sent = self
             .input
             .write_all(text.as_bytes())

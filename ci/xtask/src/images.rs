@@ -17,9 +17,12 @@ const CUSTOMIZE: &str = include_str!("../guest/customize");
 /// Changes whenever what goes into a ramdisk does and the texts above do not.
 const RAMDISK_RECIPE: &str = "4";
 /// Of the disk from which GRUB boots one kernel.
+///
+/// GRUB under PV unpacks gzip, LZO and xz; Debian 13's kernel is packed with zstd.
 const GRUB_CFG: &str = "set timeout=0
+if [ \"$grub_platform\" = xen_pvh ]; then set kernel=trixie; else set kernel=bookworm; fi
 menuentry disk {
-  linux /boot/vmlinuz console=hvc0 loglevel=4 from=grub.cfg
+  linux /boot/vmlinuz-$kernel console=hvc0 loglevel=4 from=grub.cfg
   initrd /boot/ramdisk.gz
 }
 ";
@@ -129,10 +132,10 @@ impl Setup {
         Ok(piece.join("ramdisk.gz"))
     }
 
-    /// A disk from which GRUB boots Debian 12's kernel with the small ramdisk. GRUB under
-    /// PV unpacks gzip, LZO and xz; Debian 13's kernel is packed with zstd.
+    /// A disk from which GRUB boots a Debian kernel with the small ramdisk.
     pub fn grub_disk(&mut self) -> Result<PathBuf> {
-        let kernel = self.linux(Suite::Bookworm)?.vmlinuz;
+        let old = self.linux(Suite::Bookworm)?.vmlinuz;
+        let new = self.linux(Suite::Trixie)?.vmlinuz;
         let ramdisk = self.ramdisk(Ramdisk::Small)?;
         let piece = self.cache().piece(
             "grub-disk",
@@ -142,7 +145,11 @@ impl Setup {
                 let boot = root.join("boot");
                 fs::create_dir_all(boot.join("grub")).context("cannot lay out the disk")?;
                 fs::write(boot.join("grub/grub.cfg"), GRUB_CFG).context("cannot write grub.cfg")?;
-                for (from, to) in [(&kernel, "vmlinuz"), (&ramdisk, "ramdisk.gz")] {
+                for (from, to) in [
+                    (&old, "vmlinuz-bookworm"),
+                    (&new, "vmlinuz-trixie"),
+                    (&ramdisk, "ramdisk.gz"),
+                ] {
                     fs::copy(from, boot.join(to)).context("cannot lay out the disk")?;
                 }
                 make_ext4(&root, &dir.join("disk.img"), GRUB_DISK_MIB)?;

@@ -11,17 +11,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub enum Outcome {
     /// Well; with a remark, or an empty one.
     Passed(String),
-    /// It was not run, and why.
-    Skipped(String),
 }
 
 /// Steps of a run, counted.
 #[derive(Debug)]
 pub struct Report {
     logs: PathBuf,
-    passed: u32,
+    passed: usize,
     failed: Vec<String>,
-    skipped: u32,
     started: Instant,
 }
 
@@ -35,7 +32,6 @@ impl Report {
             logs: logs.to_path_buf(),
             passed: 0,
             failed: Vec::new(),
-            skipped: 0,
             started: Instant::now(),
         })
     }
@@ -70,11 +66,6 @@ impl Report {
                 println!("ok ({time}{comma}{remark})");
                 true
             }
-            Ok(Outcome::Skipped(why)) => {
-                self.skipped += 1;
-                println!("skipped: {why}");
-                true
-            }
             Err(error) => {
                 println!("FAILED ({time})");
                 for line in format!("{error:#}").lines() {
@@ -96,23 +87,12 @@ impl Report {
         if !self.failed.is_empty() {
             println!("failed: {}", self.failed.join(", "));
         }
-        let skipped = match self.skipped {
-            0 => String::new(),
-            number => format!(", {number} skipped"),
-        };
-        println!(
-            "{} passed, {} failed{skipped}",
-            self.passed,
-            self.failed.len()
-        );
+        println!("{} passed, {} failed", self.passed, self.failed.len());
         if self.failed.is_empty() {
             return Ok(());
         }
-        Err(anyhow!(
-            "{} of {} failed",
-            self.failed.len(),
-            self.passed + self.skipped
-        ))
+        let failed = self.failed.len();
+        Err(anyhow!("{failed} of {} failed", failed + self.passed))
     }
 }
 
@@ -141,10 +121,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_failure_makes_the_run_fail_and_a_skip_does_not() {
+    fn one_failure_makes_the_run_fail() {
         let logs = std::env::temp_dir().join(format!("xtask-report-{}", std::process::id()));
         let mut report = Report::new(&logs).unwrap();
-        assert!(report.step("a", || Ok(Outcome::Skipped("no such device".to_owned()))));
         assert!(report.step("b", || Ok(Outcome::Passed(String::new()))));
         assert!(report.finish().is_ok());
         let mut report = Report::new(&logs).unwrap();

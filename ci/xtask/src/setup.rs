@@ -158,7 +158,6 @@ impl Setup {
         }
         self.grub()?;
         self.grub_disk()?;
-        self.debian_root()?;
         Ok(())
     }
 

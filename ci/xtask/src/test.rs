@@ -7,7 +7,7 @@ use crate::qemu::BedOptions;
 use crate::report::{Outcome, Report};
 use crate::setup::Setup;
 use crate::{build, checks, licences};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -48,17 +48,11 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
         );
     }
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| word == name);
+    // First, for it waits until no other run uses the folder of the logs.
+    let mut setup = Setup::open(paths)?;
     let mut report = Report::new(&paths.logs("test"))?;
     let logs = report.logs().to_path_buf();
     let passed = |remark: String| Ok(Outcome::Passed(remark));
-    let mut setup = None;
-    report.step("setup", || {
-        setup = Some(Setup::open(paths)?);
-        passed(String::new())
-    });
-    let Some(mut setup) = setup else {
-        return report.finish();
-    };
     // Integration tests boot what the sources say, not what was built at some time.
     let boots = only.iter().any(|name| !STAGES.contains(&name.as_str()));
     for stage in STAGES
@@ -155,9 +149,9 @@ fn run_group(
         report.record(&full_name(group, test), time, result)
     };
     let options = (group.options)()?;
-    if let Some(why) = cannot_run(&options)? {
+    if let Err(why) = enough_memory(&options) {
         for test in tests {
-            record(test, Duration::ZERO, Ok(Outcome::Skipped(why.clone())));
+            record(test, Duration::ZERO, Err(anyhow!("not run: {why:#}")));
         }
         return Ok(());
     }
@@ -175,9 +169,9 @@ fn run_group(
     Ok(())
 }
 
-/// Why this machine cannot run a bed; none: it can. Guests use less than half of what
-/// the bed has, and QEMU takes a page only when it is touched.
-fn cannot_run(options: &BedOptions) -> Result<Option<String>> {
+/// Whether this machine can run a bed. Guests use less than half of what a
+/// bed has, and QEMU takes a page only when it is touched.
+fn enough_memory(options: &BedOptions) -> Result<()> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let kib: u64 = text
         .lines()
@@ -186,7 +180,11 @@ fn cannot_run(options: &BedOptions) -> Result<Option<String>> {
         .context("/proc/meminfo has no MemAvailable")?;
     let wanted = u64::from(options.sockets * options.node_mb) / 2;
     let free = kib >> 10;
-    Ok((free < wanted).then(|| format!("{free} MiB of memory are free, {wanted} are needed")))
+    ensure!(
+        free >= wanted,
+        "{free} MiB of memory are free, {wanted} are needed"
+    );
+    Ok(())
 }
 
 fn is_known(name: &str) -> bool {

@@ -6,6 +6,7 @@
 
 mod life;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
@@ -28,7 +29,7 @@ use xen_abi::DomId;
 use super::console::GuestConsole;
 use super::devices::Devices;
 use super::host::{CALLS, Host, refused};
-use super::storage::Storage;
+use super::storage::{Needed, Storage};
 use crate::exec::{Account, Task};
 use crate::sync::local::Mutex;
 use crate::time;
@@ -176,7 +177,7 @@ impl Guests {
         let made = async {
             let created = life::start(host, &guest, paused).await?;
             if let Some(storage) = &host.storage
-                && let Err(error) = self.keep_definition(storage, &guest).await
+                && let Err(error) = self.keep_definition(host, storage, &guest).await
             {
                 life::end(host, &guest).await?;
                 return Err(error);
@@ -192,18 +193,24 @@ impl Guests {
         made
     }
 
-    async fn keep_definition(&self, storage: &Storage, guest: &Guest) -> Result<(), RpcError> {
-        storage
-            .keep_definition(&guest.config, |id| self.needs(id))
-            .await
+    /// Keeps how to make a guest, under the name that it has now.
+    async fn keep_definition(
+        &self,
+        host: &Host,
+        storage: &Storage,
+        guest: &Guest,
+    ) -> Result<(), RpcError> {
+        let config = GuestConfig {
+            name: guest.name.borrow().clone(),
+            ..guest.config.clone()
+        };
+        storage.keep_definition(&config, &self.needed(host)).await
     }
 
-    /// Forgets how to make a guest that ended, unless it is one of those that the host
-    /// starts when it boots, or the host is going down.
-    async fn forget_definition(&self, host: &Host, guest: &Guest) {
-        let name = &guest.config.name;
-        // The definition under a kept guest's name is its successor's.
-        if self.leaving.get() || guest.kept.get() || host.config.guests.contains(name) {
+    /// Forgets how to make a guest that ended or has another name now, unless it is one of
+    /// those that the host starts when it boots, or the host is going down.
+    async fn forget_definition(&self, host: &Host, name: &String) {
+        if self.leaving.get() || host.config.guests.contains(name) {
             return;
         }
         if let Some(storage) = &host.storage
@@ -276,7 +283,8 @@ impl Guests {
         }
         life::end(host, &guest).await?;
         // While the name is still taken.
-        self.forget_definition(host, &guest).await;
+        let name = guest.name.borrow().clone();
+        self.forget_definition(host, &name).await;
         *turn = true;
         self.forget(&guest);
         Ok(())
@@ -303,16 +311,44 @@ impl Guests {
         Ok(())
     }
 
+    /// The same for an administrator: the definition goes with the name.
+    pub async fn rename_for_good(
+        &self,
+        host: &Host,
+        wanted: &GuestRef,
+        name: String,
+    ) -> Result<(), RpcError> {
+        let guest = self.find(wanted)?;
+        let old = guest.name.borrow().clone();
+        self.rename(host, wanted, name)?;
+        // One that is kept for inspection has none.
+        if let Some(storage) = host.storage.as_ref().filter(|_| !guest.kept.get()) {
+            self.keep_definition(host, storage, &guest).await?;
+            self.forget_definition(host, &old).await;
+        }
+        Ok(())
+    }
+
     /// A guest's console.
     pub fn console(&self, wanted: &GuestRef) -> Result<Rc<GuestConsole>, RpcError> {
         Ok(self.find(wanted)?.console.clone())
     }
 
-    /// Whether a guest boots from this image.
-    pub fn needs(&self, image: &ImageId) -> bool {
-        self.all().iter().any(|g| {
-            g.config.kernel.image == *image || g.config.ramdisk.is_some_and(|r| r.image == *image)
-        })
+    /// What the image area must not forget.
+    pub fn needed<'a>(&'a self, host: &'a Host) -> Needed<'a> {
+        let image = |image: &ImageId| {
+            self.all().iter().any(|g| {
+                let ramdisk = g.config.ramdisk.map(|r| r.image);
+                g.config.kernel.image == *image || ramdisk == Some(*image)
+            })
+        };
+        let guest = |name: &str| {
+            host.config.guests.iter().any(|g| g == name) || self.table.borrow().contains_key(name)
+        };
+        Needed {
+            image: Box::new(image),
+            guest: Box::new(guest),
+        }
     }
 
     /// Names of the guests that use a volume.

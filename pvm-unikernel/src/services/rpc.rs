@@ -191,7 +191,7 @@ async fn serve_request(
         }
         Request::DomainRename { guest, name } => {
             client
-                .respond_result(host.guests.rename(host, &guest, name))
+                .respond_result(host.guests.rename_for_good(host, &guest, name).await)
                 .await
         }
         Request::ConsoleAttach { guest, replay } => {

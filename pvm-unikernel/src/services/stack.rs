@@ -417,6 +417,22 @@ impl Connection {
         ConnectionId(self.handle)
     }
 
+    /// Resolves when the peer has ended the connection, or is given up, though there may
+    /// be bytes left to read.
+    pub async fn ended(&self) {
+        poll_fn(|cx| {
+            let inner = &mut *self.stack.inner.borrow_mut();
+            let socket = inner.sockets.get_mut::<tcp::Socket<'_>>(self.handle);
+            if socket.state() != tcp::State::Established {
+                return Poll::Ready(());
+            }
+            // A change of state wakes who waits for bytes.
+            socket.register_recv_waker(cx.waker());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// The peer's address, for logs.
     pub fn peer(&self) -> PeerName {
         PeerName(self.peer)

@@ -34,7 +34,7 @@ use crate::topology::Topology;
 use crate::{exec, rng};
 
 pub use claims::VolumeClaim;
-pub use images::area_error;
+pub use images::{Needed, area_error};
 
 /// PCI class of an NVMe controller.
 const NVME_CLASS: u32 = 0x01_0802;

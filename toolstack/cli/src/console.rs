@@ -29,7 +29,7 @@ pub fn run(arguments: &Console, global: &Global) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
     if arguments.log {
         let what = format!("console {}", arguments.guest);
-        return logs::print(&mut session, &what, &Request::ConsoleLog { guest });
+        return logs::show(&mut session, global, &what, &Request::ConsoleLog { guest });
     }
     let limit = arguments.seconds.map(Duration::from_secs);
     attach(session, guest, !arguments.no_replay, limit)

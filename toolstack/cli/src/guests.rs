@@ -209,7 +209,14 @@ fn ask(
     let mut domids = Vec::new();
     if arguments.all {
         let domains = fetch(&mut session, verb, None)?;
-        domids.extend(domains.into_iter().map(|d| (d.name, d.domid)));
+        let lives = |d: &DomainInfo| {
+            !matches!(
+                d.state,
+                DomainState::Shutdown | DomainState::Crashed | DomainState::Dying
+            )
+        };
+        let domains = domains.into_iter().filter(lives);
+        domids.extend(domains.map(|d| (d.name, d.domid)));
     } else {
         for guest in &arguments.guests {
             let what = format!("{verb} {guest}");

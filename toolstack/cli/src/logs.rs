@@ -20,13 +20,7 @@ pub fn dmesg(arguments: &Dmesg, global: &Global) -> Result<(), Failure> {
         LogSource::Closer
     };
     let mut session = Session::open(global)?;
-    let request = Request::HostLog { source };
-    if global.json {
-        let text = fetch(&mut session, "dmesg", &request)?;
-        let text = String::from_utf8_lossy(&text);
-        return output::json(&json!(text.lines().collect::<Vec<_>>()));
-    }
-    print(&mut session, "dmesg", &request)
+    show(&mut session, global, "dmesg", &Request::HostLog { source })
 }
 
 /// `closer xenstore-ls`
@@ -34,13 +28,22 @@ pub fn xenstore_ls(arguments: &XenstoreLs, global: &Global) -> Result<(), Failur
     let mut session = Session::open(global)?;
     let what = format!("xenstore-ls {}", arguments.path);
     let path = arguments.path.clone();
-    let request = Request::XenstoreList { path };
+    show(&mut session, global, &what, &Request::XenstoreList { path })
+}
+
+/// Prints the text that the host answers with, or with `--json` an array of its lines.
+pub fn show(
+    session: &mut Session,
+    global: &Global,
+    what: &str,
+    request: &Request,
+) -> Result<(), Failure> {
     if global.json {
-        let text = fetch(&mut session, &what, &request)?;
+        let text = fetch(session, what, request)?;
         let text = String::from_utf8_lossy(&text);
         return output::json(&json!(text.lines().collect::<Vec<_>>()));
     }
-    print(&mut session, &what, &request)
+    print(session, what, request)
 }
 
 /// Prints what the host streams as it is.

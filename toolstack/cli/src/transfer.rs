@@ -27,6 +27,16 @@ pub fn progress(what: String, len: u64) -> ProgressBar {
     }
 }
 
+/// Shows that the host works, and for how long; hides itself likewise.
+pub fn busy(what: String) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    match ProgressStyle::with_template("{spinner} {msg}  {elapsed}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// Streams `len` bytes of `source` to a host that has said it is ready, and waits until
 /// it has them. `name` is the source's.
 pub fn upload(

@@ -37,7 +37,12 @@ fn create(name: &str, size: u64, global: &Global) -> Result<(), Failure> {
     let what = format!("volume create {name}");
     check_name(name).map_err(|e| Failure::new(&what, e))?;
     let name = name.to_owned();
-    Session::open(global)?.call_done(what, &Request::VolumeCreate { name, size })
+    let mut session = Session::open(global)?;
+    // The host fills all of it with zeros.
+    let bar = transfer::busy(format!("{what}: clearing {}", output::size(size)));
+    let done = session.call_done(what, &Request::VolumeCreate { name, size });
+    bar.finish_and_clear();
+    done
 }
 
 fn import(
@@ -141,6 +146,13 @@ fn export(name: &str, path: &Path, force: bool, global: &Global) -> Result<(), F
     part.push(".part");
     let part = PathBuf::from(part);
     let failed = |e: &io::Error| Failure::io(format_args!("{what}: {}", part.display()), e);
+    if force {
+        // An earlier export may have been killed.
+        match fs::remove_file(&part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(&e)),
+            _ => {}
+        }
+    }
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -138,6 +138,11 @@ async fn write<S: ByteStream>(
 }
 
 impl<S: ByteStream> ServerConnection<S> {
+    /// The stream below, to be looked at, not read.
+    pub fn stream(&self) -> &S {
+        &self.connection.stream
+    }
+
     /// A connection without a handshake.
     pub(crate) fn for_fuzz(connection: Connection<S>) -> Self {
         ServerConnection { connection }

@@ -2,7 +2,7 @@
 
 use super::{Test, passed};
 use crate::debian::Suite;
-use crate::images::{DEBIAN_ADDRESS, Ramdisk};
+use crate::images::Ramdisk;
 use crate::lab::{BOOT_LIMIT, BootFrom, Guest, GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
@@ -44,11 +44,11 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "pvh-grub-from-disk",
-        run: grub_of_debian,
+        run: |lab| grub(lab, true),
     },
     Test {
         name: "pv-grub-from-disk",
-        run: grub_of_a_kernel,
+        run: |lab| grub(lab, false),
     },
     Test {
         name: "eight-guests-over-both-sockets",
@@ -102,25 +102,11 @@ impl Guest {
 }
 
 /// GRUB finds kernel, initrd and command line on the guest's own disk.
-fn grub_of_debian(lab: &mut Lab) -> Result<Outcome> {
-    import_debian(lab, "root")?;
-    let spec = GuestSpec::new("disk").boot(BootFrom::Grub).memory(512);
-    let mut guest = lab.create(&spec.disk("root").net(DEBIAN_ADDRESS))?;
-    guest.console.wait_for_shell(BOOT_LIMIT * 2)?;
-    let root = guest.ok("findmnt -n -o SOURCE /")?;
-    ensure!(root == "/dev/xvda", "root is {root}");
-    let release = guest.ok(". /etc/os-release; echo $VERSION_CODENAME")?;
-    ensure!(release == "trixie", "the guest is {release}");
-    lab.closer(&["shutdown", "disk"])?;
-    lab.wait_gone("disk", BOOT_LIMIT)?;
-    passed()
-}
-
-/// The same under PV, with what a disk needs and no more.
-fn grub_of_a_kernel(lab: &mut Lab) -> Result<Outcome> {
+fn grub(lab: &mut Lab, pvh: bool) -> Result<Outcome> {
     let image = lab.setup.grub_disk()?;
     import(lab, "small", &image)?;
-    let spec = GuestSpec::new("disk").pv().boot(BootFrom::Grub).memory(256);
+    let mut spec = GuestSpec::new("disk").boot(BootFrom::Grub).memory(256);
+    spec.pvh = pvh;
     let mut guest = lab.boot(&spec.disk("small"))?;
     let cmdline = guest.ok("cat /proc/cmdline")?;
     ensure!(
@@ -128,15 +114,12 @@ fn grub_of_a_kernel(lab: &mut Lab) -> Result<Outcome> {
         "the guest's command line is {cmdline}"
     );
     let kind = guest.ok("cat /sys/hypervisor/guest_type")?;
-    ensure!(kind == "PV", "the guest says it is {kind}");
+    ensure!(
+        kind == if pvh { "PVH" } else { "PV" },
+        "the guest says it is {kind}"
+    );
     lab.closer(&["destroy", "disk"])?;
-    passed()
-}
-
-/// Imports the Debian root as a volume.
-pub fn import_debian(lab: &mut Lab, volume: &str) -> Result<()> {
-    let image = lab.setup.debian_root()?.image;
-    import(lab, volume, &image)
+    Ok(Outcome::Passed(guest.ok_or_version()))
 }
 
 fn import(lab: &mut Lab, volume: &str, image: &Path) -> Result<()> {

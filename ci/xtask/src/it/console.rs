@@ -1,7 +1,7 @@
 //! The console server: watchers, history, nobody reading.
 
 use super::{Test, passed};
-use crate::lab::{BOOT_LIMIT, GuestSpec, Lab, RUN_LIMIT};
+use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, RUN_LIMIT};
 use crate::report::Outcome;
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
@@ -14,6 +14,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "the-last-64-kib-are-kept",
         run: history,
+    },
+    Test {
+        name: "typing-to-a-guest-that-does-not-read",
+        run: left_typing,
     },
     Test {
         name: "a-guest-nobody-watches-is-not-held-up",
@@ -55,6 +59,24 @@ fn history(lab: &mut Lab) -> Result<Outcome> {
         .windows(2)
         .filter(|pair| pair[1] != pair[0] + 1 && pair[0] != 111_000);
     ensure!(gaps.count() == 0, "lines are missing in the middle");
+    passed()
+}
+
+/// A guest that reads nothing keeps nobody who types and leaves.
+fn left_typing(lab: &mut Lab) -> Result<Outcome> {
+    lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["pause", "a"])?;
+    // More than the host serves at once, and each more than it keeps for the guest.
+    for _ in 0..14 {
+        let deadline = Instant::now() + CLI_LIMIT;
+        let mut typist = lab.attach("a")?;
+        while typist.console.wait_for("guest: up", RUN_LIMIT).is_err() {
+            ensure!(Instant::now() < deadline, "nobody can attach any more");
+            typist = lab.attach("a")?;
+        }
+        typist.console.send(&"x".repeat(10_000))?;
+    }
+    lab.closer(&["list"])?;
     passed()
 }
 

@@ -32,7 +32,7 @@ fn fifty(lab: &mut Lab) -> Result<Outcome> {
         spec.pvh = round % 3 != 0;
         let mut guest = lab.create(&spec)?;
         // Some are ended in the middle of their boot, some when all is connected.
-        if round % 5 == 0 {
+        if round % 10 == 0 {
             guest.console.wait_for_shell(BOOT_LIMIT)?;
             guest.ok("head -c 100000 /dev/urandom > /dev/xvda; sync; ping -c 1 -W 10 10.0.2.2")?;
         } else if spec.pvh && round % 4 == 0 {

@@ -274,8 +274,12 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
             Err(error) => log::error!("guest {name}: cannot be restarted: {error}"),
         }
     }
+    if guest.domid().is_some() {
+        // Half made, and Xen did not let go of it: it stays listed, to be destroyed.
+        return;
+    }
     // While the name is still taken.
-    host.guests.forget_definition(&host, &guest).await;
+    host.guests.forget_definition(&host, &name).await;
     *turn = true;
     host.guests.forget(&guest);
 }

@@ -83,8 +83,13 @@ async fn next(
     let output = pin!(watcher.read(chunk));
     let input = pin!(async {
         if waits_for_room {
-            console.wait_for_room().await;
-            return Ok(Step::Room);
+            // A guest that reads nothing must not keep one who left.
+            let room = pin!(console.wait_for_room());
+            let left = pin!(client.stream().ended());
+            return Ok(match select(room, left).await {
+                Either::Left(_) => Step::Room,
+                Either::Right(_) => Step::Detached,
+            });
         }
         let input = client.read_console().await?;
         Ok(input.map_or(Step::Detached, |bytes| Step::Input(Vec::from(bytes))))

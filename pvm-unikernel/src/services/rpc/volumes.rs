@@ -55,8 +55,8 @@ pub async fn image_put(
     if storage.has_image(&id) {
         return client.respond(&Response::Done).await;
     }
-    let keep = |id: &ImageId| host.guests.needs(id);
-    let mut put = or_refuse!(client, storage.put_image(&id, len, keep).await);
+    let needed = host.guests.needed(host);
+    let mut put = or_refuse!(client, storage.put_image(&id, len, &needed).await);
     client.respond(&Response::Ready { len: 0 }).await?;
     let mut incoming = client.incoming(Some(len));
     loop {

@@ -1,5 +1,6 @@
 //! The image area as the services use it: kernels, ramdisks, guests' definitions.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
@@ -51,8 +52,19 @@ impl ImageSource for Images {
     }
 }
 
+/// What a full area must not forget.
+pub struct Needed<'a> {
+    /// Whether a guest boots from it.
+    pub image: Box<dyn Fn(&ImageId) -> bool + 'a>,
+    /// Whether a guest of this name is there or is to be started when the host boots.
+    pub guest: Box<dyn Fn(&str) -> bool + 'a>,
+}
+
+/// Of names of records with guests' definitions.
+const GUEST: &str = "guest/";
+
 fn record(name: &str) -> String {
-    format!("guest/{name}")
+    format!("{GUEST}{name}")
 }
 
 /// An error of the image area, for the administrator.
@@ -88,17 +100,17 @@ impl Storage {
         self.area.has(&ObjectId(id.0)).is_some()
     }
 
-    /// Begins to take an image. A full area first forgets what no guest in `keep` needs.
+    /// Begins to take an image. A full area first forgets what is not `needed`.
     pub async fn put_image(
         &self,
         id: &ImageId,
         len: u64,
-        keep: impl Fn(&ImageId) -> bool,
+        needed: &Needed<'_>,
     ) -> Result<Put<Volume<QueueDisk>>, RpcError> {
         let put = || self.area.put(ObjectId(id.0), len);
         let first = match put() {
             Err(ImageError::NoSpace(_)) => {
-                self.make_room(keep).await?;
+                self.make_room(needed).await?;
                 put()
             }
             other => other,
@@ -106,11 +118,21 @@ impl Storage {
         first.map_err(|error| area_error(error, len))
     }
 
-    /// Forgets the images that neither a guest in `keep` nor a stored definition needs.
-    async fn make_room(&self, keep: impl Fn(&ImageId) -> bool) -> Result<(), RpcError> {
+    /// Forgets definitions of guests that are not needed, which a host leaves behind that
+    /// went down under them, then images that no guest and no definition needs.
+    async fn make_room(&self, needed: &Needed<'_>) -> Result<(), RpcError> {
         let mut stored = BTreeSet::new();
         for name in self.area.records() {
-            let bytes = self.area.record(&name).await.unwrap_or_default();
+            let guest = name.strip_prefix(GUEST);
+            if guest.is_some_and(|guest| !(needed.guest)(guest)) {
+                self.area.remove_record(&name).await.map_err(failed)?;
+                log::info!("storage: {name} forgotten: there is no such guest");
+                continue;
+            }
+            let bytes = match self.area.record(&name).await {
+                Err(ImageError::RecordDamaged) => None,
+                other => other.map_err(failed)?,
+            };
             match postcard::from_bytes::<GuestConfig>(&bytes.unwrap_or_default()) {
                 Ok(config) => {
                     stored.insert(config.kernel.image);
@@ -120,25 +142,25 @@ impl Storage {
                 Err(error) => log::warn!("storage: {name} cannot be read: {error}"),
             }
         }
-        let needed = |id: &ImageId| keep(id) || stored.contains(id);
-        let gone = self.area.collect(|id| needed(&ImageId(id.0))).await;
+        let keep = |id: &ImageId| (needed.image)(id) || stored.contains(id);
+        let gone = self.area.collect(|id| keep(&ImageId(id.0))).await;
         let (images, bytes) = gone.map_err(failed)?;
         log::info!("storage: {images} images of {bytes} bytes forgotten: no guest needs them");
         Ok(())
     }
 
-    /// Keeps a guest's definition, for a start at boot. A full area first forgets what no
-    /// guest in `keep` needs.
+    /// Keeps a guest's definition, for a start at boot. A full area first forgets what is
+    /// not `needed`.
     pub async fn keep_definition(
         &self,
         config: &GuestConfig,
-        keep: impl Fn(&ImageId) -> bool,
+        needed: &Needed<'_>,
     ) -> Result<(), RpcError> {
         let bytes = postcard::to_allocvec(config).map_err(failed)?;
         let name = record(&config.name);
         let kept = match self.area.put_record(&name, &bytes).await {
-            Err(ImageError::NoSpace(_)) => {
-                self.make_room(keep).await?;
+            Err(ImageError::NoSpace(_) | ImageError::CatalogFull) => {
+                self.make_room(needed).await?;
                 self.area.put_record(&name, &bytes).await
             }
             other => other,
