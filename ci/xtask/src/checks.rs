@@ -98,16 +98,14 @@ fn is_home(file: &str) -> bool {
 
 /// Whether a source file opts in to `unsafe_code`.
 fn opts_in(text: &str) -> bool {
+    let forms = ["#[allow(", "#![allow(", "#[expect(", "#![expect("];
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
     // An attribute may be spread over lines.
-    let text: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .flat_map(str::chars)
-        .filter(|c| !c.is_whitespace())
-        .collect();
-    ["[allow(unsafe_code", "[expect(unsafe_code"]
-        .iter()
-        .any(|form| text.contains(form))
+    (0..lines.len()).any(|at| {
+        let start: String = lines[at..].iter().take(2).copied().collect();
+        let lints = forms.iter().find_map(|form| start.strip_prefix(form));
+        lints.is_some_and(|lints| lints.starts_with("unsafe_code"))
+    })
 }
 
 /// All host tests of the workspace.
@@ -251,7 +249,11 @@ mod tests {
     fn only_an_attribute_opts_in_and_only_homes_may() {
         assert!(opts_in("#![allow(unsafe_code, reason = \"x\")]"));
         assert!(opts_in("    #[expect(unsafe_code, reason = \"x\")]"));
+        assert!(opts_in(
+            "use a;\n#![allow(\n    unsafe_code,\n    reason = \"x\"\n)]\n"
+        ));
         assert!(!opts_in("// #![allow(unsafe_code)] is not here"));
+        assert!(!opts_in(include_str!("checks.rs")));
         assert!(is_home("pvm-unikernel/src/arch/pv.rs") && is_home("xen/ring/src/shared.rs"));
         assert!(!is_home("backend-blk/src/lib.rs") && !is_home("drivers/nvme/src/queue.rs"));
     }

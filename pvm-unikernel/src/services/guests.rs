@@ -319,12 +319,24 @@ impl Guests {
         name: String,
     ) -> Result<(), RpcError> {
         let guest = self.find(wanted)?;
+        let turn = guest.turn.lock().await;
+        if *turn {
+            return Err(RpcError::NoSuchGuest {
+                guest: wanted.to_string(),
+            });
+        }
         let old = guest.name.borrow().clone();
-        self.rename(host, wanted, name)?;
-        // One that is kept for inspection has none.
+        self.rename(host, wanted, name.clone())?;
+        // One that is kept for inspection has no definition.
         if let Some(storage) = host.storage.as_ref().filter(|_| !guest.kept.get()) {
-            self.keep_definition(host, storage, &guest).await?;
-            self.forget_definition(host, &old).await;
+            if let Err(error) = self.keep_definition(host, storage, &guest).await {
+                self.rename(host, &GuestRef::Name(name), old)?;
+                return Err(error);
+            }
+            // Unless somebody has taken the name since.
+            if !self.table.borrow().contains_key(&old) {
+                self.forget_definition(host, &old).await;
+            }
         }
         Ok(())
     }
@@ -369,7 +381,9 @@ impl Guests {
                 log::warn!("guest {name}: {error}");
             }
         }
-        while self.count() > 0 {
+        // One that ended and is preserved stays.
+        let lives = |guest: &Rc<Guest>| guest.running.borrow().as_ref().is_none_or(|r| !r.ended);
+        while self.all().iter().any(lives) {
             time::sleep(WAIT_STEP).await;
         }
     }

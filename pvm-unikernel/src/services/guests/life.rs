@@ -319,10 +319,13 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
     {
         return log::error!("guest {name}: not restarted: {error}");
     }
+    // It may have been renamed since it was made.
+    let config = GuestConfig {
+        name: name.clone(),
+        ..guest.config.clone()
+    };
     let brake = guest.brake.get();
-    let made = host
-        .guests
-        .create_with(host, guest.config.clone(), false, brake);
+    let made = host.guests.create_with(host, config, false, brake);
     if let Err(error) = made.await {
         log::error!("guest {name}: cannot be restarted: {error}");
     }

@@ -58,6 +58,7 @@ pub async fn attach(
             Step::Output(count) => client.write_console(&chunk[..count]).await?,
             Step::Input(bytes) => typed = bytes,
             Step::Room => {}
+            Step::Gone => typed.clear(),
             Step::Detached => return Ok(()),
         }
     }
@@ -69,6 +70,8 @@ enum Step {
     Input(Vec<u8>),
     /// What was typed may find room now.
     Room,
+    /// Nobody will read what was typed.
+    Gone,
     Detached,
 }
 
@@ -87,7 +90,9 @@ async fn next(
             let room = pin!(console.wait_for_room());
             let left = pin!(client.stream().ended());
             return Ok(match select(room, left).await {
-                Either::Left(_) => Step::Room,
+                Either::Left((true, _)) => Step::Room,
+                // The guest is gone: what it said last comes first, then the end.
+                Either::Left((false, _)) => Step::Gone,
                 Either::Right(_) => Step::Detached,
             });
         }

@@ -5,6 +5,7 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 use core::fmt;
 
 use backend_blk::images::{ImageArea, ImageError, ObjectHandle, ObjectId, Put};
@@ -125,15 +126,21 @@ impl Storage {
         for name in self.area.records() {
             let guest = name.strip_prefix(GUEST);
             if guest.is_some_and(|guest| !(needed.guest)(guest)) {
-                self.area.remove_record(&name).await.map_err(failed)?;
+                match self.area.remove_record(&name).await {
+                    // Another call was faster.
+                    Ok(()) | Err(ImageError::NotFound) => {}
+                    Err(error) => return Err(failed(error)),
+                }
                 log::info!("storage: {name} forgotten: there is no such guest");
                 continue;
             }
             let bytes = match self.area.record(&name).await {
-                Err(ImageError::RecordDamaged) => None,
-                other => other.map_err(failed)?,
+                Err(ImageError::RecordDamaged) => Vec::new(),
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(error) => return Err(failed(error)),
             };
-            match postcard::from_bytes::<GuestConfig>(&bytes.unwrap_or_default()) {
+            match postcard::from_bytes::<GuestConfig>(&bytes) {
                 Ok(config) => {
                     stored.insert(config.kernel.image);
                     stored.extend(config.ramdisk.map(|ramdisk| ramdisk.image));
