@@ -85,6 +85,20 @@ impl<'a> Lab<'a> {
         Ok(self.bed.insert(bed))
     }
 
+    /// Does something on a bed with other options; what boots afterwards has the old ones.
+    pub fn with_options<T>(
+        &mut self,
+        options: BedOptions,
+        act: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        self.stop()?;
+        let before = std::mem::replace(&mut self.options, options);
+        let done = act(self);
+        self.options = before;
+        self.stop()?;
+        done
+    }
+
     /// Pulls the plug, if it is up; its console's log is kept under a new name.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut bed) = self.bed.take() {

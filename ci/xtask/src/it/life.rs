@@ -2,6 +2,7 @@
 
 use super::{Test, passed};
 use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab};
+use crate::qemu::BedOptions;
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -221,14 +222,12 @@ fn memory_back(lab: &mut Lab) -> Result<Outcome> {
 
 /// The machine resets, and the guests named at boot are there again with nobody asking.
 fn host_reboot(lab: &mut Lab) -> Result<Outcome> {
-    lab.stop()?;
-    let options = lab.options.clone();
-    lab.options.allow_reset = true;
-    lab.options.pvm_args = "guests=auto".into();
-    let rebooted = reboot_with_a_guest(lab);
-    lab.stop()?;
-    lab.options = options;
-    rebooted
+    let options = BedOptions {
+        allow_reset: true,
+        pvm_args: "guests=auto".into(),
+        ..lab.options.clone()
+    };
+    lab.with_options(options, reboot_with_a_guest)
 }
 
 fn reboot_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
@@ -251,13 +250,11 @@ fn reboot_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
 /// ACPI S5: QEMU ends by itself, though a reset would not end it. The next test boots the
 /// host again.
 fn host_poweroff(lab: &mut Lab) -> Result<Outcome> {
-    lab.stop()?;
-    let options = lab.options.clone();
-    lab.options.allow_reset = true;
-    let ended = poweroff_with_a_guest(lab);
-    lab.stop()?;
-    lab.options = options;
-    ended
+    let options = BedOptions {
+        allow_reset: true,
+        ..lab.options.clone()
+    };
+    lab.with_options(options, poweroff_with_a_guest)
 }
 
 fn poweroff_with_a_guest(lab: &mut Lab) -> Result<Outcome> {

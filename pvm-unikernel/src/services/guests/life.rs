@@ -262,10 +262,12 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
         }
         return rename_and_restart(&host, &guest, domid).await;
     }
+    // Before the end, which may take time that the guest did not live.
+    let restart = next == Next::Restart && may_restart(&guest);
     if let Err(error) = end(&host, &guest).await {
         return log::error!("guest {name}: {error}");
     }
-    if next == Next::Restart && may_restart(&guest) {
+    if restart {
         guest
             .console
             .note(&format!("closer: guest {name} restarts"));
