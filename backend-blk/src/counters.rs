@@ -1,31 +1,8 @@
 //! What one guest disk has done, for whoever charges or watches.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use hal::counters::add;
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// Counted by the block task; readable from any vCPU.
-        #[derive(Debug, Default)]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: AtomicU64,)*
-        }
-
-        /// The counters at one moment.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Snapshot {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl Counters {
-            /// All of them; each is right, but they are not of the same instant.
-            pub fn snapshot(&self) -> Snapshot {
-                Snapshot { $($name: self.$name.load(Ordering::Relaxed),)* }
-            }
-        }
-    };
-}
-
-counters! {
+hal::counters! {
     /// Read requests taken.
     reads,
     /// Write requests taken, barriers and flushes with data among them.
@@ -52,9 +29,4 @@ counters! {
     grant_calls,
     /// Notifications sent to the guest.
     notifications,
-}
-
-/// Adds to a counter.
-pub(crate) fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
 }

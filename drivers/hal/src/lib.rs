@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod block;
+pub mod counters;
 mod dma;
 mod mmio;
 pub mod net;

@@ -171,6 +171,10 @@ impl Kind for Vbd {
     fn details(&self) -> Vec<(String, String)> {
         strings(backend_nodes(&self.geometry, !self.config.writable).disk)
     }
+
+    fn gone(&mut self) {
+        log::info!("{}: {}", self.name, self.counters.snapshot());
+    }
 }
 
 fn strings(nodes: Vec<(&'static str, String)>) -> Vec<(String, String)> {

@@ -143,6 +143,7 @@ impl Kind for Vif {
     }
 
     fn gone(&mut self) {
+        log::info!("{}: {}", self.name, self.counters.snapshot());
         self.host.network.set_filters();
     }
 }
