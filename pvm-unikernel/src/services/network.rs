@@ -82,7 +82,7 @@ impl Network {
                 // Known once the device is started.
                 Nic::Mac(_) => true,
             };
-            if !chosen {
+            if !chosen || network.nic.is_some() {
                 log::info!(
                     "network: NIC {} is not the management NIC: left alone",
                     function.address
@@ -91,10 +91,7 @@ impl Network {
             }
             match start_nic(ecam, *function, topology).await {
                 Ok((_, nic)) if matches!(wanted, Nic::Mac(mac) if mac != nic.mac().0) => {}
-                Ok((function, nic)) => {
-                    network.attach(function, nic);
-                    break;
-                }
+                Ok((function, nic)) => network.attach(function, nic),
                 Err(error) => log::error!("network: NIC {}: {error}", function.address),
             }
         }

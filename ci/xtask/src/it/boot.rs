@@ -43,6 +43,10 @@ pub const TESTS: &[Test] = &[
         run: |lab| ramdisk(lab, false, Suite::Bookworm, 2),
     },
     Test {
+        name: "maxvcpus-above-vcpus",
+        run: maxvcpus,
+    },
+    Test {
         name: "pvh-grub-from-disk",
         run: |lab| grub(lab, true),
     },
@@ -99,6 +103,25 @@ impl Guest {
             .unwrap_or_default()
             .to_owned()
     }
+}
+
+/// vCPUs above `vcpus` are there, and not online.
+fn maxvcpus(lab: &mut Lab) -> Result<Outcome> {
+    for pvh in [true, false] {
+        let mut spec = GuestSpec::new("more").line("maxvcpus = 2");
+        spec.pvh = pvh;
+        let mut guest = lab.boot(&spec)?;
+        let cpus = "/sys/devices/system/cpu";
+        let seen = guest.ok(&format!("cat {cpus}/possible {cpus}/online"))?;
+        ensure!(
+            seen.split_whitespace().eq(["0-1", "0"]),
+            "CPUs that are possible, and online: {seen}"
+        );
+        let listed = lab.listed("more")?.context("the guest is not listed")?;
+        ensure!(listed["vcpus"] == 1, "listed as {listed}");
+        lab.closer(&["destroy", "more"])?;
+    }
+    passed()
 }
 
 /// GRUB finds kernel, initrd and command line on the guest's own disk.

@@ -23,6 +23,10 @@ pub const TESTS: &[Test] = &[
         run: panic,
     },
     Test {
+        name: "a-panic-can-halt",
+        run: halt,
+    },
+    Test {
         name: "bad-options-are-named-and-survived",
         run: bad_options,
     },
@@ -67,6 +71,19 @@ fn panic(lab: &mut Lab) -> Result<Outcome> {
         names.contains("closer_pvm4main"),
         "the backtrace does not lead to the panic: {names}\nof{trace}"
     );
+    passed()
+}
+
+/// The pVM stops for good, and Xen goes on: its keys can be asked what went wrong.
+fn halt(lab: &mut Lab) -> Result<Outcome> {
+    let bed = lab.boot_until("selftest=panic panic=halt", "closer: halted (panic=halt)")?;
+    let domains = bed.ask_xen('q')?;
+    ensure!(
+        domains.contains("General information for domain 0"),
+        "Xen does not list dom0: {domains}"
+    );
+    ensure!(bed.is_running(), "the machine went down");
+    lab.stop()?;
     passed()
 }
 

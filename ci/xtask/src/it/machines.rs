@@ -2,7 +2,7 @@
 
 use super::{Test, forwarding, passed};
 use crate::lab::{GuestSpec, Lab};
-use crate::qemu::{BedOptions, HOST_ADDRESS, Switch};
+use crate::qemu::{BedOptions, HOST_ADDRESS, Nic, Switch};
 use crate::report::Outcome;
 use crate::setup::XenVersion;
 use crate::web;
@@ -15,6 +15,10 @@ const DISK_AND_NETWORK: Test = Test {
 };
 
 pub const TESTS: &[Test] = &[DISK_AND_NETWORK];
+pub const ONE_SOCKET_TESTS: &[Test] = &[Test {
+    name: "second-nic-and-more-disks-are-left-alone",
+    run: left_alone,
+}];
 pub const OLD_XEN_TESTS: &[Test] = &[DISK_AND_NETWORK, super::kernel::SELFTEST];
 
 const ADDRESS: &str = "10.0.2.30";
@@ -33,6 +37,40 @@ pub fn iommu() -> Result<BedOptions> {
         iommu: Switch::On,
         ..forwarding(ADDRESS, 80)?
     })
+}
+
+/// One socket of three cores, a second NIC, more disks.
+pub fn one_socket() -> Result<BedOptions> {
+    Ok(BedOptions {
+        sockets: 1,
+        cores: 3,
+        nic2: Some(Nic::Igb),
+        extra_disk: vec![64, 128],
+        ..forwarding(ADDRESS, 80)?
+    })
+}
+
+/// The host takes the first NIC and the first disk, says what it leaves, and serves a guest.
+fn left_alone(lab: &mut Lab) -> Result<Outcome> {
+    disk_and_network(lab)?;
+    let bed = lab.bed()?;
+    let serial = bed.serial();
+    for (what, count) in [
+        ("is not the management NIC: left alone", 1),
+        ("is not used", 2),
+        ("3 vCPUs up", 1),
+    ] {
+        let seen = serial.matches(what).count();
+        ensure!(seen == count, "{what:?} {seen} times, not {count}");
+    }
+    for number in 1..=2 {
+        let disk = std::fs::read(bed.files.extra_disk(number))?;
+        ensure!(
+            disk.iter().all(|byte| *byte == 0),
+            "disk {number} was written to"
+        );
+    }
+    passed()
 }
 
 fn disk_and_network(lab: &mut Lab) -> Result<Outcome> {

@@ -94,6 +94,11 @@ pub const GROUPS: &[Group] = &[
         tests: machines::OLD_XEN_TESTS,
     },
     Group {
+        name: "one-socket",
+        options: machines::one_socket,
+        tests: machines::ONE_SOCKET_TESTS,
+    },
+    Group {
         name: "store",
         options: ordinary,
         tests: store::TESTS,
