@@ -1,13 +1,31 @@
 //! The command line: xl's verbs, and a few of our own.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use serde_json::json;
 
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, Format};
+
+const JSON_HELP: &str = "\
+With --json:
+  Standard output has one document. Commands that ask for something print the answer, an
+  object, an array or a value. The others print what they did:
+    {\"done\": \"rename\", \"guest\": \"web\", \"name\": \"shop\"}
+  destroy, pause, unpause, shutdown, reboot and volume remove print an array, even for one
+  guest or volume: an element for each, in the order given, done or not:
+    [{\"done\": \"destroy\", \"guest\": \"a\"}, {\"error\": \"destroy b: ...\", \"guest\": \"b\"}]
+  volume create and import say size_bytes, the volume's as the host has made it; import also
+  file_bytes and, unless it overwrites, zeroed_bytes: those beyond the file.
+  Standard error has an object a line: {\"error\": \"...\", \"exit\": 1} if the command failed,
+  once, and {\"warning\": \"...\"}. Exit codes are the same as without --json.
+  What streams stays as it is: a console that is attached to (by create after its document),
+  and volume export to \"-\".";
 
 /// Creates, watches and ends the guests of a Closer host.
 ///
@@ -17,7 +35,8 @@ use crate::output;
     name = "closer",
     version,
     propagate_version = true,
-    max_term_width = 100
+    max_term_width = 100,
+    after_long_help = JSON_HELP
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -33,9 +52,42 @@ pub struct Global {
     /// [default: ~/.config/closer/host.toml]
     #[arg(long, global = true, value_name = "FILE", env = "CLOSER_HOST_FILE", value_hint = ValueHint::FilePath)]
     pub host_file: Option<PathBuf>,
-    /// Print JSON
+    /// Print JSON, errors too; `closer --help` says which
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+impl Global {
+    /// What `--json` decides.
+    pub fn format(&self) -> Format {
+        if self.json {
+            Format::Json
+        } else {
+            Format::Text
+        }
+    }
+}
+
+/// Whether `--json` is among arguments that may be none the parser takes.
+pub fn ask_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json")
+}
+
+/// A usage error without its tips and its usage.
+pub fn in_one_line(error: &clap::Error) -> String {
+    if matches!(
+        error.kind(),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        return "no command given; see closer help".into();
+    }
+    let text = error.to_string();
+    let reason = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = reason.split_whitespace().collect();
+    let line = words.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 #[derive(Debug, Subcommand)]
@@ -234,10 +286,11 @@ pub enum VolumeCommand {
         /// File (raw, not qcow2) or block device
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
-        /// Make it larger than the file: bytes, or with K, M, G, T
+        /// Size of the volume, if larger than the file's; what is beyond the file is zeros. Bytes,
+        /// or with K, M, G, T
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
-        /// Write into a volume that exists
+        /// Write over the beginning of a volume that exists; what is beyond the file stays
         #[arg(long, conflicts_with = "size")]
         overwrite: bool,
     },
@@ -310,7 +363,7 @@ pub struct Completions {
 }
 
 /// Prints a completion script.
-pub fn completions(arguments: &Completions) -> Result<(), Failure> {
+pub fn completions(arguments: &Completions, global: &Global) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(
         arguments.shell,
@@ -318,6 +371,10 @@ pub fn completions(arguments: &Completions) -> Result<(), Failure> {
         "closer",
         &mut script,
     );
+    if global.json {
+        let script = String::from_utf8_lossy(&script);
+        return output::json(&json!({"shell": arguments.shell.to_string(), "script": script}));
+    }
     output::bytes(&script, &mut io::stdout().lock())
 }
 

@@ -11,6 +11,9 @@ use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::failure::{io_reason, warn};
+use crate::output::Format;
+
 /// What is to be put right now.
 #[derive(Debug)]
 enum Duty {
@@ -20,9 +23,9 @@ enum Duty {
     PartialFile(PathBuf),
 }
 
-static DUTIES: Mutex<Vec<Duty>> = Mutex::new(Vec::new());
+static DUTIES: Mutex<Vec<(Duty, Format)>> = Mutex::new(Vec::new());
 
-fn duties() -> MutexGuard<'static, Vec<Duty>> {
+fn duties() -> MutexGuard<'static, Vec<(Duty, Format)>> {
     DUTIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -32,16 +35,16 @@ pub struct Guard(());
 
 impl Guard {
     /// Standard input gets these settings back.
-    pub fn terminal(settings: Termios) -> io::Result<Guard> {
-        Self::new(Duty::Terminal(settings))
+    pub fn terminal(settings: Termios, format: Format) -> io::Result<Guard> {
+        Self::new(Duty::Terminal(settings), format)
     }
 
     /// The file is removed.
-    pub fn partial_file(path: PathBuf) -> io::Result<Guard> {
-        Self::new(Duty::PartialFile(path))
+    pub fn partial_file(path: PathBuf, format: Format) -> io::Result<Guard> {
+        Self::new(Duty::PartialFile(path), format)
     }
 
-    fn new(duty: Duty) -> io::Result<Guard> {
+    fn new(duty: Duty, format: Format) -> io::Result<Guard> {
         let mut list = duties();
         if list.is_empty() {
             let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
@@ -54,7 +57,7 @@ impl Guard {
                 }
             });
         }
-        list.push(duty);
+        list.push((duty, format));
         Ok(Guard(()))
     }
 
@@ -71,8 +74,8 @@ impl Drop for Guard {
 }
 
 /// There is no use for errors: the program ends.
-fn fulfil(list: &mut Vec<Duty>) {
-    for duty in list.drain(..).rev() {
+fn fulfil(list: &mut Vec<(Duty, Format)>) {
+    for (duty, format) in list.drain(..).rev() {
         let done = match duty {
             Duty::Terminal(settings) => {
                 tcsetattr(rustix::stdio::stdin(), OptionalActions::Flush, &settings)
@@ -81,7 +84,7 @@ fn fulfil(list: &mut Vec<Duty>) {
             Duty::PartialFile(path) => fs::remove_file(path),
         };
         if let Err(e) = done {
-            eprintln!("closer: warning: not put right: {e}");
+            warn(format_args!("not put right: {}", io_reason(&e)), format);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::args::{Console, Global};
 use crate::cleanup::Guard;
 use crate::failure::Failure;
 use crate::logs;
-use crate::output;
+use crate::output::{self, Format};
 use crate::session::Session;
 
 /// ^], as xl, telnet and virsh have it.
@@ -32,7 +32,7 @@ pub fn run(arguments: &Console, global: &Global) -> Result<(), Failure> {
         return logs::show(&mut session, global, &what, &Request::ConsoleLog { guest });
     }
     let limit = arguments.seconds.map(Duration::from_secs);
-    attach(session, guest, !arguments.no_replay, limit)
+    attach(session, guest, !arguments.no_replay, limit, global.format())
 }
 
 /// Why the socket was shut down by ourselves.
@@ -56,6 +56,7 @@ pub fn attach(
     guest: GuestRef,
     replay: bool,
     limit: Option<Duration>,
+    format: Format,
 ) -> Result<(), Failure> {
     let what = format!("console {guest}");
     match session.call(&what, &Request::ConsoleAttach { guest, replay })? {
@@ -80,8 +81,10 @@ pub fn attach(
 
     let terminal = io::stdin().is_terminal();
     let guard = if terminal {
-        eprintln!("closer: {what}: ^] leaves");
-        Some(make_raw().map_err(|e| broken(&e))?)
+        if format == Format::Text {
+            eprintln!("closer: {what}: ^] leaves");
+        }
+        Some(make_raw(format).map_err(|e| broken(&e))?)
     } else {
         None
     };
@@ -119,19 +122,19 @@ pub fn attach(
     };
     // Before anybody prints: the terminal as it was.
     drop(guard);
-    if terminal {
+    if terminal && format == Format::Text {
         eprintln!();
     }
     result
 }
 
 /// Makes the terminal pass everything on, until the guard goes.
-fn make_raw() -> io::Result<Guard> {
+fn make_raw(format: Format) -> io::Result<Guard> {
     let stdin = rustix::stdio::stdin();
     let before = tcgetattr(stdin)?;
     let mut raw = before.clone();
     raw.make_raw();
-    let guard = Guard::terminal(before)?;
+    let guard = Guard::terminal(before, format)?;
     tcsetattr(stdin, OptionalActions::Flush, &raw)?;
     Ok(guard)
 }

@@ -28,7 +28,7 @@ struct Local {
 
 /// The command.
 pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
-    let local = read(arguments)?;
+    let local = read(arguments, global)?;
     if arguments.dry_run {
         return dry_run(&local, global);
     }
@@ -90,17 +90,17 @@ pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
         output::line(&format!("created {name}, domid {domid}"))?;
     }
     if arguments.console {
-        return console::attach(session, GuestRef::Id(domid), true, None);
+        return console::attach(session, GuestRef::Id(domid), true, None, global.format());
     }
     Ok(())
 }
 
 /// Reads and checks what is on this machine.
-fn read(arguments: &Create) -> Result<Local, Failure> {
+fn read(arguments: &Create, global: &Global) -> Result<Local, Failure> {
     let (config, warnings) = xlcfg::load(&arguments.file, &arguments.overrides, arguments.strict)
         .map_err(|e| Failure::Line(without_number(&e.to_string())))?;
     for warning in warnings {
-        warn(warning);
+        warn(warning, global.format());
     }
     let file = arguments.file.display();
     check_name(&config.name).map_err(|e| Failure::new(format_args!("{file}: name"), e))?;

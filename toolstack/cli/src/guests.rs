@@ -12,6 +12,7 @@ use crate::args::{Global, List, Rename, Shutdown};
 use crate::create::type_name;
 use crate::failure::Failure;
 use crate::output;
+use crate::results::Results;
 use crate::session::Session;
 
 /// Between two looks at whether a guest is gone.
@@ -133,59 +134,54 @@ fn letters(state: DomainState) -> &'static str {
     }
 }
 
-/// Sends a request about each of these guests. One that fails stops nothing: each failure has
-/// its line, and the last one is the command's.
+/// Sends a request about each of these guests. One that fails stops nothing.
 fn each(
-    session: &mut Session,
-    verb: &str,
+    verb: &'static str,
     guests: &[String],
+    global: &Global,
     request: impl Fn(GuestRef) -> Request,
 ) -> Result<(), Failure> {
-    let mut result = Ok(());
+    let mut session = Session::open(global)?;
+    let mut results = Results::new(verb, "guest");
     for guest in guests {
         let what = format!("{verb} {guest}");
-        if let Err(failure) = session.call_done(&what, &request(GuestRef::parse(guest)))
-            && let Err(earlier) = std::mem::replace(&mut result, Err(failure))
-        {
-            // Its line; the exit code comes from the last.
-            earlier.report();
-        }
+        let result = session.call_done(what, &request(GuestRef::parse(guest)));
+        results.push(guest, result);
     }
-    result
+    results.finish(global.format())
 }
 
 /// `closer destroy`
 pub fn destroy(guests: &[String], global: &Global) -> Result<(), Failure> {
-    let mut session = Session::open(global)?;
-    each(&mut session, "destroy", guests, |guest| {
-        Request::DomainDestroy { guest }
+    each("destroy", guests, global, |guest| Request::DomainDestroy {
+        guest,
     })
 }
 
 /// `closer pause`
 pub fn pause(guests: &[String], global: &Global) -> Result<(), Failure> {
-    let mut session = Session::open(global)?;
-    each(&mut session, "pause", guests, |guest| {
-        Request::DomainPause { guest }
+    each("pause", guests, global, |guest| Request::DomainPause {
+        guest,
     })
 }
 
 /// `closer unpause`
 pub fn unpause(guests: &[String], global: &Global) -> Result<(), Failure> {
-    let mut session = Session::open(global)?;
-    each(&mut session, "unpause", guests, |guest| {
-        Request::DomainUnpause { guest }
+    each("unpause", guests, global, |guest| Request::DomainUnpause {
+        guest,
     })
 }
 
 /// `closer rename`
 pub fn rename(arguments: &Rename, global: &Global) -> Result<(), Failure> {
-    let what = format!("rename {}", arguments.guest);
+    let Rename { guest, name } = arguments;
     let request = Request::DomainRename {
-        guest: GuestRef::parse(&arguments.guest),
-        name: arguments.name.clone(),
+        guest: GuestRef::parse(guest),
+        name: name.clone(),
     };
-    Session::open(global)?.call_done(what, &request)
+    Session::open(global)?.call_done(format!("rename {guest}"), &request)?;
+    let value = json!({"done": "rename", "guest": guest, "name": name});
+    output::done(global.format(), &value)
 }
 
 /// `closer shutdown`
@@ -198,15 +194,18 @@ pub fn reboot(arguments: &Shutdown, global: &Global) -> Result<(), Failure> {
     ask(arguments, global, "reboot", ShutdownKind::Reboot)
 }
 
+/// A guest as it was named, and its domain, or why it was not asked or not seen to go.
+type Asked = (String, Result<u16, Failure>);
+
 fn ask(
     arguments: &Shutdown,
     global: &Global,
-    verb: &str,
+    verb: &'static str,
     kind: ShutdownKind,
 ) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
     // Domids now: a guest that reboots has the same name afterwards.
-    let mut domids = Vec::new();
+    let mut guests: Vec<Asked> = Vec::new();
     if arguments.all {
         let domains = fetch(&mut session, verb, None)?;
         let lives = |d: &DomainInfo| {
@@ -216,52 +215,65 @@ fn ask(
             )
         };
         let domains = domains.into_iter().filter(lives);
-        domids.extend(domains.map(|d| (d.name, d.domid)));
+        guests.extend(domains.map(|d| (d.name, Ok(d.domid))));
     } else {
         for guest in &arguments.guests {
-            let what = format!("{verb} {guest}");
-            let domain = one(&mut session, &what, guest)?;
-            domids.push((domain.name, domain.domid));
+            let domain = one(&mut session, &format!("{verb} {guest}"), guest);
+            guests.push((guest.clone(), domain.map(|d| d.domid)));
         }
     }
-    let names: Vec<_> = domids.iter().map(|(name, _)| name.clone()).collect();
-    each(&mut session, verb, &names, |guest| {
-        Request::DomainShutdown { guest, kind }
-    })?;
+    for (guest, domid) in &mut guests {
+        if let Ok(id) = *domid {
+            let guest_ref = GuestRef::Id(id);
+            let request = Request::DomainShutdown {
+                guest: guest_ref,
+                kind,
+            };
+            if let Err(failure) = session.call_done(format!("{verb} {guest}"), &request) {
+                *domid = Err(failure);
+            }
+        }
+    }
     if arguments.wait {
         let limit = arguments.timeout.map(Duration::from_secs);
-        wait(&mut session, verb, domids, limit)?;
+        wait(&mut session, verb, &mut guests, limit);
     }
-    Ok(())
+    let mut results = Results::new(verb, "guest");
+    for (guest, domid) in guests {
+        results.push(&guest, domid.map(drop));
+    }
+    results.finish(global.format())
 }
 
-/// Waits until none of these domains lives.
-fn wait(
-    session: &mut Session,
-    verb: &str,
-    mut domids: Vec<(String, u16)>,
-    limit: Option<Duration>,
-) -> Result<(), Failure> {
+/// Waits until none of these domains lives; those that may still do so have failed.
+fn wait(session: &mut Session, verb: &str, guests: &mut [Asked], limit: Option<Duration>) {
     let started = Instant::now();
-    loop {
-        let domains = fetch(session, verb, None)?;
-        domids.retain(|(_, domid)| {
+    let mut left: Vec<_> = guests.iter_mut().filter(|(_, id)| id.is_ok()).collect();
+    while !left.is_empty() {
+        let domains = match fetch(session, verb, None) {
+            Ok(domains) => domains,
+            Err(failure) => {
+                left.iter_mut().for_each(|g| g.1 = Err(failure.clone()));
+                return;
+            }
+        };
+        let lives = |domid: u16| {
             domains.iter().any(|d| {
                 // One that is preserved does not go away, and does not live either.
-                d.domid == *domid
-                    && !matches!(d.state, DomainState::Shutdown | DomainState::Crashed)
+                d.domid == domid && !matches!(d.state, DomainState::Shutdown | DomainState::Crashed)
             })
-        });
-        let Some((name, _)) = domids.first() else {
-            return Ok(());
         };
+        left.retain(|(_, domid)| domid.as_ref().is_ok_and(|domid| lives(*domid)));
         if limit.is_some_and(|limit| started.elapsed() >= limit) {
-            return Err(Failure::new(
-                format_args!("{verb} {name}"),
-                format_args!("still running after {} s", started.elapsed().as_secs()),
-            ));
+            for (guest, domid) in left {
+                let why = format!("still running after {} s", started.elapsed().as_secs());
+                *domid = Err(Failure::new(format_args!("{verb} {guest}"), why));
+            }
+            return;
         }
-        thread::sleep(POLL);
+        if !left.is_empty() {
+            thread::sleep(POLL);
+        }
     }
 }
 

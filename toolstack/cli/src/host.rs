@@ -124,7 +124,10 @@ pub fn power(arguments: &Host, global: &Global) -> Result<(), Failure> {
         HostCommand::Reboot { force } => ("host reboot", PowerAction::Reboot, force),
     };
     let request = Request::HostPower { action, force };
-    Session::open(global)?.call_done(what, &request)
+    let mut session = Session::open(global)?;
+    session.call_done(what, &request)?;
+    let value = json!({"done": what, "host": session.address});
+    output::done(global.format(), &value)
 }
 
 /// `closer version`

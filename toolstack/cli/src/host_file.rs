@@ -16,7 +16,9 @@ use serde::Deserialize;
 use toolstack_boot::DEFAULT_RPC_PORT;
 use toolstack_rpc::{PrivateKey, PublicKey};
 
+use crate::args::Global;
 use crate::failure::{Failure, io_reason, warn};
+use crate::output::Format;
 
 /// A host, and our key.
 #[derive(Debug)]
@@ -54,9 +56,9 @@ pub fn config_folder() -> Result<PathBuf, Failure> {
 }
 
 /// Reads the file that was named, or the usual one.
-pub fn load(named: Option<&Path>) -> Result<HostFile, Failure> {
-    let path = match named {
-        Some(path) => path.to_owned(),
+pub fn load(global: &Global) -> Result<HostFile, Failure> {
+    let path = match &global.host_file {
+        Some(path) => path.clone(),
         None => config_folder()?.join("host.toml"),
     };
     let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
@@ -84,7 +86,7 @@ pub fn load(named: Option<&Path>) -> Result<HostFile, Failure> {
         .host_key
         .parse()
         .map_err(|e| Failure::new(format_args!("{}: host_key", path.display()), e))?;
-    let (identity, identity_name) = identity(&fields.identity, &path)?;
+    let (identity, identity_name) = identity(&fields.identity, &path, global.format())?;
     let address = with_port(&fields.address)
         .ok_or_else(|| Failure::new(format_args!("{}: address", path.display()), "is empty"))?;
     Ok(HostFile {
@@ -97,7 +99,7 @@ pub fn load(named: Option<&Path>) -> Result<HostFile, Failure> {
 }
 
 /// The private key in the text, or in the file it names.
-fn identity(text: &str, host_file: &Path) -> Result<(PrivateKey, String), Failure> {
+fn identity(text: &str, host_file: &Path, format: Format) -> Result<(PrivateKey, String), Failure> {
     if let Ok(key) = text.parse() {
         return Ok((key, host_file.display().to_string()));
     }
@@ -105,7 +107,7 @@ fn identity(text: &str, host_file: &Path) -> Result<(PrivateKey, String), Failur
         (Some(rest), Some(home)) => Path::new(&home).join(rest),
         _ => host_file.parent().unwrap_or(Path::new(".")).join(text),
     };
-    let key = read_private(&path).map_err(|why| {
+    let key = read_private(&path, format).map_err(|why| {
         Failure::new(
             format_args!("{}: identity {}", host_file.display(), path.display()),
             why,
@@ -115,15 +117,13 @@ fn identity(text: &str, host_file: &Path) -> Result<(PrivateKey, String), Failur
 }
 
 /// The private key in a file.
-pub fn read_private(path: &Path) -> Result<PrivateKey, String> {
+pub fn read_private(path: &Path, format: Format) -> Result<PrivateKey, String> {
     let text = fs::read_to_string(path).map_err(|e| io_reason(&e))?;
     if let Ok(metadata) = fs::metadata(path)
         && metadata.permissions().mode() & 0o077 != 0
     {
-        warn(format_args!(
-            "{}: others can read this private key",
-            path.display()
-        ));
+        let what = format_args!("{}: others can read this private key", path.display());
+        warn(what, format);
     }
     text.parse::<PrivateKey>().map_err(|e| e.to_string())
 }

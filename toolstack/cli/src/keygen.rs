@@ -77,7 +77,7 @@ fn write(path: &Path, text: &str, mode: u32, replace: bool) -> Result<(), Failur
 
 /// `closer pubkey`
 pub fn pubkey(arguments: &Pubkey, global: &Global) -> Result<(), Failure> {
-    let private = host_file::read_private(&arguments.file)
+    let private = host_file::read_private(&arguments.file, global.format())
         .map_err(|why| Failure::new(arguments.file.display(), why))?;
     let public = private.public().to_string();
     if global.json {

@@ -13,22 +13,31 @@ mod images;
 mod keygen;
 mod logs;
 mod output;
+mod results;
 mod session;
 mod transfer;
 mod volumes;
 
+use std::env;
 use std::process::ExitCode;
 
 use args::{Arguments, Command, Global};
 use clap::Parser as _;
 use failure::Failure;
+use output::Format;
 
 fn main() -> ExitCode {
-    // Prints help and usage errors by itself; those end with 2, as xl's do.
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() && args::ask_for_json(env::args_os().skip(1)) => {
+            return Failure::Usage(args::in_one_line(&error)).report(Format::Json);
+        }
+        // Prints help and usage errors for people; those end with 2, as xl's do.
+        Err(error) => error.exit(),
+    };
     match run(arguments.command, &arguments.global) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(arguments.global.format()),
     }
 }
 
@@ -53,7 +62,7 @@ fn run(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Host(a) => host::power(&a, global),
         Command::Keygen(a) => keygen::keygen(&a, global),
         Command::Pubkey(a) => keygen::pubkey(&a, global),
-        Command::Completions(a) => args::completions(&a),
+        Command::Completions(a) => args::completions(&a, global),
         Command::Version => host::version(global),
     }
 }

@@ -6,6 +6,23 @@ use serde_json::Value;
 
 use crate::failure::{Failure, one_line};
 
+/// For whom the program prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one document on standard output, an object a line on standard error.
+    Json,
+}
+
+/// Says what was done, to programs only: for people no news is good news, as with xl.
+pub fn done(format: Format, value: &Value) -> Result<(), Failure> {
+    match format {
+        Format::Text => Ok(()),
+        Format::Json => json(value),
+    }
+}
+
 /// Writes bytes as they are.
 pub fn bytes(bytes: &[u8], out: &mut impl Write) -> Result<(), Failure> {
     out.write_all(bytes)

@@ -37,7 +37,7 @@ pub struct Session {
 impl Session {
     /// Connects to the host that the arguments mean.
     pub fn open(global: &Global) -> Result<Session, Failure> {
-        let file = host_file::load(global.host_file.as_deref())?;
+        let file = host_file::load(global)?;
         let stream = dial(&file.address)?;
         let address = file.address.clone();
         let prepare = || {

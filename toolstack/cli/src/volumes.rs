@@ -12,8 +12,9 @@ use toolstack_rpc::{Chunk, Request, Response};
 
 use crate::args::{Global, Volume, VolumeCommand};
 use crate::cleanup::Guard;
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::output;
+use crate::results::Results;
 use crate::session::Session;
 use crate::transfer;
 
@@ -36,13 +37,35 @@ pub fn run(arguments: &Volume, global: &Global) -> Result<(), Failure> {
 fn create(name: &str, size: u64, global: &Global) -> Result<(), Failure> {
     let what = format!("volume create {name}");
     check_name(name).map_err(|e| Failure::new(&what, e))?;
-    let name = name.to_owned();
     let mut session = Session::open(global)?;
+    let request = Request::VolumeCreate {
+        name: name.to_owned(),
+        size,
+    };
     // The host fills all of it with zeros.
     let bar = transfer::busy(format!("{what}: clearing {}", output::size(size)));
-    let done = session.call_done(what, &Request::VolumeCreate { name, size });
+    let done = session.call_done(&what, &request);
     bar.finish_and_clear();
-    done
+    done?;
+    if !global.json {
+        return Ok(());
+    }
+    let size = size_of(&mut session, &what, name);
+    output::json(&json!({"done": "volume create", "volume": name, "size_bytes": size}))
+}
+
+/// How large a volume is that was just filled: what was asked for, rounded up by the host. None
+/// if it is not there any more, or the host not: that does not undo what was done.
+fn size_of(session: &mut Session, what: &str, name: &str) -> Option<u64> {
+    let volumes = fetch(session, what).ok()?;
+    volumes.iter().find(|v| v.name == name).map(|v| v.size)
+}
+
+fn fetch(session: &mut Session, what: &str) -> Result<Vec<VolumeInfo>, Failure> {
+    match session.call(what, &Request::VolumeList)? {
+        Response::Volumes(volumes) => Ok(volumes),
+        _ => Err(session.odd(what)),
+    }
 }
 
 fn import(
@@ -57,9 +80,11 @@ fn import(
     let file_name = path.display().to_string();
     let (mut file, len) =
         open_image(path).map_err(|why| Failure::new(format_args!("{what}: {file_name}"), why))?;
-    if size.is_some_and(|size| size < len) {
-        let why = format!("--size is less than the {len} bytes of {file_name}");
-        return Err(Failure::Usage(format!("{what}: {why}")));
+    let asked = size.unwrap_or(len);
+    if asked < len {
+        return Err(Failure::Usage(format!(
+            "{what}: --size is {asked} bytes, less than the {len} of {file_name}"
+        )));
     }
     let mode = if overwrite {
         ImportMode::Overwrite
@@ -69,7 +94,7 @@ fn import(
     let mut session = Session::open(global)?;
     let request = Request::VolumeImport {
         name: name.to_owned(),
-        size: size.unwrap_or(len),
+        size: asked,
         len,
         mode,
     };
@@ -79,10 +104,33 @@ fn import(
     }
     transfer::upload(&mut session, &what, &mut file, &file_name, len)?;
     match block_on(session.client.response()) {
-        Ok(Response::Done) => Ok(()),
-        Ok(_) => Err(session.odd(&what)),
-        Err(e) => Err(session.failed(&what, e)),
+        Ok(Response::Done) => {}
+        Ok(_) => return Err(session.odd(&what)),
+        Err(e) => return Err(session.failed(&what, e)),
     }
+    if global.json {
+        let size = size_of(&mut session, &what, name);
+        let mut value = json!({
+            "done": "volume import",
+            "volume": name,
+            "size_bytes": size,
+            "file_bytes": len,
+        });
+        if !overwrite {
+            value["zeroed_bytes"] = json!(size.map(|size| size.saturating_sub(len)));
+        }
+        return output::json(&value);
+    }
+    if asked > len {
+        // Whoever mistyped the size, or took the wrong file, sees it here.
+        eprintln!(
+            "closer: {}",
+            one_line(&format!(
+                "{what}: {file_name} has {len} bytes of the {asked}, the rest is zeros"
+            ))
+        );
+    }
+    Ok(())
 }
 
 /// Opens a raw image and finds its length; block devices have one too.
@@ -158,7 +206,7 @@ fn export(name: &str, path: &Path, force: bool, global: &Global) -> Result<(), F
         .create_new(true)
         .open(&part)
         .map_err(|e| failed(&e))?;
-    let guard = Guard::partial_file(part.clone()).map_err(|e| failed(&e))?;
+    let guard = Guard::partial_file(part.clone(), global.format()).map_err(|e| failed(&e))?;
     receive(&mut session, &what, len, |chunk| {
         match chunk {
             Chunk::Bytes(bytes) => file.write_all(bytes),
@@ -175,7 +223,13 @@ fn export(name: &str, path: &Path, force: bool, global: &Global) -> Result<(), F
         .and_then(|()| fs::rename(&part, path))
         .map_err(|e| failed(&e))?;
     guard.disarm();
-    Ok(())
+    let value = json!({
+        "done": "volume export",
+        "volume": name,
+        "size_bytes": len,
+        "file": path.display().to_string(),
+    });
+    output::done(global.format(), &value)
 }
 
 /// Hands the volume's bytes to `sink`.
@@ -203,10 +257,7 @@ fn receive(
 
 fn list(global: &Global) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
-    let volumes = match session.call("volume list", &Request::VolumeList)? {
-        Response::Volumes(volumes) => volumes,
-        _ => return Err(session.odd("volume list")),
-    };
+    let volumes = fetch(&mut session, "volume list")?;
     if global.json {
         let to_json =
             |v: &VolumeInfo| json!({"name": v.name, "size_bytes": v.size, "used_by": v.used_by});
@@ -222,10 +273,11 @@ fn list(global: &Global) -> Result<(), Failure> {
 
 fn remove(names: &[String], global: &Global) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
+    let mut results = Results::new("volume remove", "volume");
     for name in names {
         let what = format!("volume remove {name}");
-        let name = name.clone();
-        session.call_done(what, &Request::VolumeRemove { name })?;
+        let request = Request::VolumeRemove { name: name.clone() };
+        results.push(name, session.call_done(what, &request));
     }
-    Ok(())
+    results.finish(global.format())
 }

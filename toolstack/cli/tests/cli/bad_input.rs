@@ -38,6 +38,54 @@ fn one_guest_of_several_that_is_not_there_stops_nothing() {
 }
 
 #[test]
+fn one_of_several_that_is_not_there_keeps_no_other_from_shutting_down() {
+    for verb in ["shutdown", "reboot"] {
+        let bed = Bed::new().with_guest_files();
+        bed.run(&["create", "web.cfg"]);
+        let ran = bed.run(&[verb, "-w", "a", "web"]);
+        assert_eq!(ran.stderr, format!("closer: {verb} a: no such guest: a\n"));
+        assert_eq!((ran.code, &*ran.stdout), (Some(1), ""));
+        bed.run(&["domname", "1"])
+            .fails("domname 1: no such guest: domid 1");
+    }
+}
+
+#[test]
+fn guests_that_do_not_shut_down_in_time_are_named_each() {
+    let bed = Bed::new().with_guest_files();
+    for name in ["a", "b", "c"] {
+        bed.run(&["create", "web.cfg", &format!("name=\"{name}\"")]);
+    }
+    {
+        // The host looks for these under their own names when they shut down.
+        let guests = &mut bed.host.state().guests;
+        for (key, name) in [("stubborn", "a"), ("obstinate", "c")] {
+            let guest = guests.remove(name).unwrap();
+            guests.insert(key.into(), guest);
+        }
+    }
+    // One that is not there does not keep it from waiting for the others.
+    let shutdown = ["shutdown", "-w", "--timeout", "1"];
+    let ran = bed.run(&[&shutdown[..], &["nobody", "a", "b", "c"]].concat());
+    assert_eq!(
+        ran.stderr,
+        "closer: shutdown nobody: no such guest: nobody\n\
+         closer: shutdown a: still running after 1 s\n\
+         closer: shutdown c: still running after 1 s\n"
+    );
+    assert_eq!((ran.code, &*ran.stdout), (Some(1), ""));
+}
+
+#[test]
+fn one_volume_of_several_that_is_not_there_stops_nothing() {
+    let bed = Bed::new();
+    bed.run(&["volume", "create", "v", "4K"]);
+    bed.run(&["volume", "remove", "u", "v"])
+        .fails("volume remove u: no such volume: u");
+    assert!(bed.host.state().volumes.is_empty());
+}
+
+#[test]
 fn definitions_that_are_wrong() {
     let bed = Bed::new().with_guest_files();
     bed.run(&["create", "no.cfg"])
@@ -146,7 +194,7 @@ fn files_that_are_no_images() {
     assert_eq!(ran.code, Some(2));
     assert_eq!(
         ran.stderr,
-        "closer: volume import v: --size is less than the 5000 bytes of raw\n"
+        "closer: volume import v: --size is 4096 bytes, less than the 5000 of raw\n"
     );
     assert!(bed.host.state().volumes.is_empty());
     bed.run(&["volume", "export", "v", "out"])

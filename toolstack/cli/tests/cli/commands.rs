@@ -107,8 +107,12 @@ fn volumes_go_there_and_back() {
     image[100_000..600_000].fill(0xa5);
     image[2_000_001] = 1;
     bed.write("root.img", &image);
-    bed.run(&["volume", "import", "root", "root.img", "--size", "4M"])
-        .says("");
+    let imported = bed.run(&["volume", "import", "root", "root.img", "--size", "4M"]);
+    assert_eq!((imported.code, &*imported.stdout), (Some(0), ""));
+    assert_eq!(
+        imported.stderr,
+        "closer: volume import root: root.img has 3000000 bytes of the 4194304, the rest is zeros\n"
+    );
     bed.run(&["volume", "create", "swap", "1m"]).says("");
     bed.run(&["volume", "list"]).says(
         "Name   Size  Used by\n\
@@ -217,9 +221,9 @@ impl Terminal {
             )
     }
 
-    fn start(&self, bed: &Bed) -> std::process::Child {
+    fn start(&self, bed: &Bed, arguments: &[&str]) -> std::process::Child {
         let child = bed
-            .command(&["console", "web"])
+            .command(&[&["console", "web"], arguments].concat())
             .stdin(self.slave.try_clone().unwrap())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -236,7 +240,7 @@ fn the_escape_key_leaves_a_console_and_the_terminal_is_as_before() {
     let bed = Bed::new().with_guest_files();
     bed.run(&["create", "web.cfg"]);
     let mut terminal = Terminal::new();
-    let child = terminal.start(&bed);
+    let child = terminal.start(&bed, &[]);
     // ^C belongs to the guest, what follows ^] to nobody.
     terminal.master.write_all(b"a\x03b\x1dc").unwrap();
     let ran = Ran::from(child.wait_with_output().unwrap());
@@ -249,11 +253,24 @@ fn the_escape_key_leaves_a_console_and_the_terminal_is_as_before() {
 }
 
 #[test]
+fn a_console_on_a_terminal_gives_programs_no_advice() {
+    use std::io::Write as _;
+    let bed = Bed::new().with_guest_files();
+    bed.run(&["create", "web.cfg"]);
+    let mut terminal = Terminal::new();
+    let child = terminal.start(&bed, &["--json"]);
+    terminal.master.write_all(b"\x1d").unwrap();
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
+    assert!(terminal.is_as_before());
+}
+
+#[test]
 fn a_signal_leaves_the_terminal_as_before() {
     let bed = Bed::new().with_guest_files();
     bed.run(&["create", "web.cfg"]);
     let terminal = Terminal::new();
-    let mut child = terminal.start(&bed);
+    let mut child = terminal.start(&bed, &[]);
     let pid = child.id().to_string();
     assert!(
         Command::new("kill")
