@@ -3,7 +3,7 @@
 
 mod recorder;
 
-use backend_blk::gpt::{Gpt, GptError, Guid, Health, Overwrite, VolumeHandle};
+use backend_blk::gpt::{Contents, Gpt, GptError, Guid, Health, Overwrite, VolumeHandle};
 use backend_blk::{BlockError, Extent};
 use proptest::prelude::*;
 use recorder::{Recorder, run};
@@ -275,12 +275,12 @@ fn a_volume_cannot_be_opened_until_it_is_finished() {
     let disk = Recorder::new(64 * MIB, 512);
     let (gpt, volume) = begin(create(&disk), "a", MIB);
     assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::Filling);
-    assert!(gpt.volume("a").unwrap().filling);
+    assert_eq!(gpt.volume("a").unwrap().contents, Contents::Filling);
     let (gpt, refused) = with(gpt, async |gpt| gpt.remove_volume("a").await);
     assert_eq!(refused, Err(GptError::InUse(1)));
     let (gpt, finished) = with(gpt, async move |gpt| gpt.finish_volume(&volume).await);
     finished.unwrap();
-    assert!(!gpt.volume("a").unwrap().filling);
+    assert_eq!(gpt.volume("a").unwrap().contents, Contents::Whole);
     gpt.open_volume("a").unwrap();
     // One that is given up can be removed.
     let (gpt, volume) = begin(gpt, "b", MIB);
@@ -341,6 +341,84 @@ fn a_power_cut_before_a_volume_is_finished_leaves_no_such_volume_and_its_space_f
         let (found, _) = open(&disk).unwrap();
         assert_eq!(names(&found), ["new", "old"]);
         assert_eq!(open(&disk).unwrap().0.volumes(), found.volumes());
+    }
+}
+
+/// Opens a volume and begins to replace its contents.
+fn overwrite(gpt: Gpt<Recorder>, name: &'static str) -> (Gpt<Recorder>, VolumeHandle) {
+    let (gpt, volume) = with(gpt, async move |gpt| {
+        let volume = gpt.open_to_overwrite(name)?;
+        gpt.begin_overwrite(&volume).await?;
+        Ok::<_, GptError>(volume)
+    });
+    (gpt, volume.unwrap())
+}
+
+#[test]
+fn a_half_overwritten_volume_can_only_be_overwritten_again_or_removed() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, _) = add(create(&disk), "a", MIB, 2);
+    let (gpt, _) = add(gpt, "b", MIB, 3);
+    let (gpt, a) = overwrite(gpt, "a");
+    assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::Overwriting);
+    let (gpt, b) = overwrite(gpt, "b");
+    // Cut off: as the table is in memory, and as it is after a restart.
+    drop((a, b));
+    for gpt in [gpt, open(&disk).unwrap().0] {
+        assert_eq!(gpt.volume("a").unwrap().contents, Contents::Overwriting);
+        assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::Overwriting);
+    }
+    let (gpt, _) = open(&disk).unwrap();
+    let (gpt, again) = overwrite(gpt, "a");
+    let (gpt, done) = with(gpt, async move |gpt| gpt.finish_volume(&again).await);
+    done.unwrap();
+    gpt.open_volume("a").unwrap();
+    let (gpt, removed) = with(gpt, async |gpt| gpt.remove_volume("b").await);
+    removed.unwrap();
+    assert_eq!(names(&gpt), ["a"]);
+    let (found, _) = open(&disk).unwrap();
+    assert_eq!(found.volume("a").unwrap().contents, Contents::Whole);
+}
+
+#[test]
+fn what_was_never_filled_cannot_be_overwritten() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, _volume) = begin(create(&disk), "a", MIB);
+    assert_eq!(gpt.open_to_overwrite("a").unwrap_err(), GptError::Filling);
+    assert_eq!(
+        gpt.open_to_overwrite("b").unwrap_err(),
+        GptError::NoSuchVolume
+    );
+}
+
+#[test]
+fn a_power_cut_while_a_volume_is_overwritten_never_shows_a_mixture_as_whole() {
+    for block_size in [512, 4096] {
+        let disk = Recorder::new(16 * MIB, block_size);
+        let (gpt, extent) = add(create(&disk), "a", MIB, 2);
+        let extent = extent.unwrap();
+        let (first, last) = (extent.first, extent.first + MIB / 2);
+        let before = disk.fork();
+        disk.take_log();
+        let (gpt, volume) = overwrite(gpt, "a");
+        for at in [first, last] {
+            let (io, bytes) = (disk.io(), vec![0x5a; block_size as usize]);
+            run(async move { io.write(at, &bytes).await }).unwrap();
+        }
+        let (_, done) = with(gpt, async move |gpt| gpt.finish_volume(&volume).await);
+        done.unwrap();
+        let (mut old, mut half, mut new) = (0, 0, 0);
+        before.each_cut(&disk.take_log(), |cut| {
+            let (found, _) = open(&cut).unwrap();
+            let written = [cut.get(first)[0], cut.get(last)[0]];
+            match (found.volume("a").unwrap().contents, written) {
+                (Contents::Whole, [0, 0]) => old += 1,
+                (Contents::Overwriting, _) => half += 1,
+                (Contents::Whole, [0x5a, 0x5a]) => new += 1,
+                other => panic!("after a cut it is {other:?}"),
+            }
+        });
+        assert!(old > 1 && half > 1 && new > 1);
     }
 }
 

@@ -14,6 +14,11 @@
 //! A new volume's entry has [`FILLING`] until [`Gpt::finish_volume`]: after a power cut it
 //! would show what its blocks held before, so [`Gpt::open`] removes it.
 //!
+//! One whose contents are being replaced has [`OVERWRITING`] from [`Gpt::begin_overwrite`]
+//! until then: cut off, it holds some of the old and some of the new, and is no use to
+//! anybody. It is the administrator's to say what becomes of it, so it stays, and can be
+//! overwritten again or removed.
+//!
 //! Partitions of other kinds are kept as they are, and their space is not touched.
 
 pub mod format;
@@ -43,6 +48,8 @@ pub const IMAGES_TYPE: Guid = Guid([
 /// Attribute of a volume that does not hold its first contents yet. Bits 48 to 63 are the
 /// partition type's own.
 pub const FILLING: u64 = 1 << 48;
+/// Attribute of a volume whose contents are being replaced.
+pub const OVERWRITING: u64 = 1 << 49;
 /// Name of the image area's partition.
 const IMAGES_NAME: &str = "closer-images";
 
@@ -76,6 +83,8 @@ pub enum GptError {
     NoSuchVolume,
     /// The volume is still being filled, or that failed.
     Filling,
+    /// The volume's contents are being replaced, or that was cut off.
+    Overwriting,
     /// The volume is open so many times.
     InUse(u32),
     /// The largest free run has so many sectors.
@@ -102,6 +111,7 @@ impl fmt::Display for GptError {
             Self::Exists => f.write_str("there is a volume of this name"),
             Self::NoSuchVolume => f.write_str("there is no volume of this name"),
             Self::Filling => f.write_str("the volume is not filled yet"),
+            Self::Overwriting => f.write_str("the volume is not overwritten yet"),
             Self::InUse(count) => write!(f, "the volume is in use, {count} times"),
             Self::NoSpace(sectors) => write!(
                 f,
@@ -141,6 +151,17 @@ pub enum Overwrite {
     Yes,
 }
 
+/// What can be said of what a volume holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// What its user put there.
+    Whole,
+    /// Anything: it was never filled. It cannot be opened.
+    Filling,
+    /// Some old, some new. It can only be opened to be overwritten.
+    Overwriting,
+}
+
 /// A volume, as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -152,8 +173,8 @@ pub struct VolumeInfo {
     pub unique: Guid,
     /// Handles that are open.
     pub in_use: u32,
-    /// It does not hold its first contents yet: it cannot be opened.
-    pub filling: bool,
+    /// Whether it is whole.
+    pub contents: Contents,
 }
 
 /// An open volume. It can go to another vCPU; the volume cannot be removed while there
@@ -278,7 +299,7 @@ impl<D: Disk> Gpt<D> {
     async fn remove_unfinished(&mut self) -> Result<(), GptError> {
         let mut entries = self.entries.clone();
         for (n, entry) in entries.iter_mut().enumerate() {
-            if let Some(volume) = self.info(n).filter(|volume| volume.filling) {
+            if let Some(volume) = self.info(n).filter(|v| v.contents == Contents::Filling) {
                 log::warn!("volume {}: was never filled, and is removed", volume.name);
                 *entry = None;
             }
@@ -345,14 +366,29 @@ impl<D: Disk> Gpt<D> {
         (sizes.clone().sum(), sizes.max().unwrap_or(0))
     }
 
-    /// Opens a volume that is filled.
+    /// Opens a volume that is whole.
     pub fn open_volume(&self, name: &str) -> Result<VolumeHandle, GptError> {
+        match self.open_any(name)? {
+            (_, Contents::Overwriting) => Err(GptError::Overwriting),
+            (_, Contents::Filling) => Err(GptError::Filling),
+            (volume, Contents::Whole) => Ok(volume),
+        }
+    }
+
+    /// Opens a volume for one who replaces its contents: it may be one that is not whole
+    /// because the last who did so was cut off.
+    pub fn open_to_overwrite(&self, name: &str) -> Result<VolumeHandle, GptError> {
+        match self.open_any(name)? {
+            (_, Contents::Filling) => Err(GptError::Filling),
+            (volume, Contents::Whole | Contents::Overwriting) => Ok(volume),
+        }
+    }
+
+    fn open_any(&self, name: &str) -> Result<(VolumeHandle, Contents), GptError> {
         let index = self.find(name).ok_or(GptError::NoSuchVolume)?;
         let info = self.info(index).ok_or(GptError::NoSuchVolume)?;
-        if info.filling {
-            return Err(GptError::Filling);
-        }
-        Ok(self.handle(index, info))
+        let contents = info.contents;
+        Ok((self.handle(index, info), contents))
     }
 
     fn handle(&self, index: usize, info: VolumeInfo) -> VolumeHandle {
@@ -388,13 +424,29 @@ impl<D: Disk> Gpt<D> {
         Ok(self.handle(index, info))
     }
 
-    /// Makes a new volume's contents durable, and then the volume one like the others.
+    /// Notes that a volume's contents are being replaced, before the first of them is.
+    /// Until [`Self::finish_volume`] it is not whole.
+    pub async fn begin_overwrite(&mut self, volume: &VolumeHandle) -> Result<(), GptError> {
+        self.set_attributes(volume, |old| old | OVERWRITING).await
+    }
+
+    /// Makes a new or overwritten volume's contents durable, and then the volume one like
+    /// the others.
     pub async fn finish_volume(&mut self, volume: &VolumeHandle) -> Result<(), GptError> {
-        let index = self.find(&volume.name).ok_or(GptError::NoSuchVolume)?;
         self.io.flush().await?;
+        self.set_attributes(volume, |old| old & !(FILLING | OVERWRITING))
+            .await
+    }
+
+    async fn set_attributes(
+        &mut self,
+        volume: &VolumeHandle,
+        change: impl FnOnce(u64) -> u64,
+    ) -> Result<(), GptError> {
+        let index = self.find(&volume.name).ok_or(GptError::NoSuchVolume)?;
         let mut entries = self.entries.clone();
         if let Some(entry) = &mut entries[index] {
-            entry.attributes &= !FILLING;
+            entry.attributes = change(entry.attributes);
         }
         self.change(entries).await
     }
@@ -522,7 +574,11 @@ impl<D: Disk> Gpt<D> {
             extent: self.extent(entry),
             unique: entry.unique,
             in_use: self.handles[index].load(Ordering::Acquire),
-            filling: entry.attributes & FILLING != 0,
+            contents: match entry.attributes {
+                bits if bits & FILLING != 0 => Contents::Filling,
+                bits if bits & OVERWRITING != 0 => Contents::Overwriting,
+                _ => Contents::Whole,
+            },
         })
     }
 

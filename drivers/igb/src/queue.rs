@@ -5,6 +5,7 @@ use crate::registers::{self as reg, rx, tx};
 use crate::{Shared, statistics::Counted};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::{Context, Poll};
@@ -19,6 +20,9 @@ pub const RING: usize = 4096 / descriptor::SIZE;
 const RX_POSTED: usize = 128;
 /// Descriptors that the longest frame takes: its parts and a context.
 const TX_MOST: usize = MAX_PARTS + 1;
+
+/// Register reads until a queue must have stopped: each takes a microsecond.
+const PATIENCE: usize = 10_000;
 
 /// Where a ring goes on.
 fn next(index: usize) -> usize {
@@ -46,8 +50,12 @@ pub struct Queue {
     number: usize,
     interrupt: Box<dyn Interrupt>,
     pool: PacketPool,
+    /// Register reads that are spent on its stop.
+    pub patience: usize,
 
-    rx_ring: DmaBuffer,
+    /// Shared with nobody, unless the queue does not stop: then a second owner, who never
+    /// lets go of it, outlives the queue.
+    rx_ring: Rc<DmaBuffer>,
     /// Posted buffers, oldest first; the first one is at `rx_head`.
     posted: VecDeque<PacketBuffer>,
     rx_head: usize,
@@ -57,7 +65,8 @@ pub struct Queue {
     /// The frame being gathered is longer than a frame can be.
     too_long: bool,
 
-    tx_ring: DmaBuffer,
+    /// As `rx_ring`.
+    tx_ring: Rc<DmaBuffer>,
     in_flight: VecDeque<InFlight>,
     tx_tail: usize,
     tx_used: usize,
@@ -79,13 +88,14 @@ impl Queue {
             number,
             interrupt,
             pool,
-            rx_ring: seat.rx_ring,
+            patience: PATIENCE,
+            rx_ring: Rc::new(seat.rx_ring),
             posted: VecDeque::with_capacity(RX_POSTED),
             rx_head: 0,
             rx_tail: 0,
             gathering: Frame::empty(),
             too_long: false,
-            tx_ring: seat.tx_ring,
+            tx_ring: Rc::new(seat.tx_ring),
             in_flight: VecDeque::new(),
             tx_tail: 0,
             tx_used: 0,
@@ -302,24 +312,24 @@ impl NetQueue for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        /// Register reads until the device must have stopped: each takes a microsecond.
-        const READS: usize = 10_000;
         let rxdctl = rx::base(self.number) + rx::RXDCTL;
         let txdctl = tx::base(self.number) + tx::TXDCTL;
         self.regs()
             .write32(reg::EIMC, 1 << Shared::queue_vector(self.number));
         self.regs().write32(rxdctl, 0);
         self.regs().write32(txdctl, 0);
-        let stopped = (0..READS).any(|_| {
+        let stopped = (0..self.patience).any(|_| {
             let enabled = self.regs().read32(rxdctl) | self.regs().read32(txdctl);
             enabled & rx::ENABLE == 0
         });
         if !stopped {
-            // It may still write there: better lost than overwritten.
+            // It may still read and write there, and find its way by the rings: better lost
+            // than somebody else's.
             log::error!(
                 "igb: queue {} does not stop; its memory is lost",
                 self.number
             );
+            core::mem::forget((self.rx_ring.clone(), self.tx_ring.clone()));
             core::mem::forget(core::mem::take(&mut self.posted));
             core::mem::forget(core::mem::take(&mut self.in_flight));
         }

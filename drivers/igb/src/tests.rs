@@ -528,6 +528,38 @@ fn a_dropped_queue_gives_everything_back_and_cannot_be_taken_again() {
 }
 
 #[test]
+fn a_queue_that_does_not_stop_keeps_what_the_device_may_use() {
+    let bed = bed(1);
+    let pool = bed.pool(200);
+    let seat = bed.igb.seats.lock()[0].take().unwrap();
+    let shared = bed.igb.shared.clone();
+    let line = Box::new(Line::default());
+    let mut queue = Queue::start(shared, 0, seat, line, pool.clone());
+    let frame = Frame::from_bytes(&pool, &bytes(1, 9000)).unwrap();
+    let parts = frame.parts().len();
+    queue.send(frame).unwrap();
+    // The fake's registers hold what is written, so it is the limit that is changed.
+    queue.patience = 0;
+    drop(queue);
+    pool.trim(0);
+    drop(pool);
+    let posted = 128;
+    assert_eq!(bed.allocator.live_pages(), 2 + posted + parts);
+    // The device goes on: all it touches is still lent to it.
+    for ctl in [
+        reg::rx::base(0) + reg::rx::RXDCTL,
+        reg::tx::base(0) + reg::tx::TXDCTL,
+    ] {
+        bed.device.regs.write32(ctl, reg::rx::ENABLE);
+    }
+    bed.device
+        .regs
+        .write32(reg::tx::base(0) + reg::tx::TDT, parts as u32);
+    assert_eq!(bed.device.transmit(0)[0].bytes, bytes(1, 9000));
+    assert!(bed.device.receive(0, &bytes(2, 100), 0));
+}
+
+#[test]
 fn more_addresses_than_filters_make_it_promiscuous_and_back() {
     let bed = bed(1);
     let macs: Vec<_> = (0..24).map(|n| MacAddr([0, 0x16, 0x3e, 0, 0, n])).collect();

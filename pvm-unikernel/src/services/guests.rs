@@ -13,6 +13,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::fmt;
 use core::time::Duration;
 
 use toolstack_domain::build::Placement;
@@ -29,6 +30,7 @@ use xen_abi::DomId;
 use super::console::GuestConsole;
 use super::devices::Devices;
 use super::host::{CALLS, Host, refused};
+use super::nodes;
 use super::storage::{Needed, Storage};
 use crate::exec::{Account, Task};
 use crate::sync::local::Mutex;
@@ -41,8 +43,8 @@ const WAIT_STEP: Duration = Duration::from_millis(100);
 
 /// One guest.
 pub struct Guest {
-    name: RefCell<String>,
-    config: GuestConfig,
+    /// How to make its domain. The name in it is the guest's: a rename changes it.
+    config: RefCell<GuestConfig>,
     console: Rc<GuestConsole>,
     /// Its domain; none while it is being built, or rebooted.
     running: RefCell<Option<Running>>,
@@ -111,7 +113,7 @@ impl Guests {
     fn find_domain(&self, wanted: &GuestRef) -> Result<(Rc<Guest>, DomId), RpcError> {
         let guest = self.find(wanted)?;
         let domid = guest.domid().ok_or_else(|| RpcError::Busy {
-            what: format!("guest {} is being started or ended", guest.name.borrow()),
+            what: format!("{guest} is being started or ended"),
         })?;
         Ok((guest, domid))
     }
@@ -125,14 +127,12 @@ impl Guests {
         }
         if let Some(other) = table
             .values()
-            .find(|g| !g.kept.get() && g.config.uuid == config.uuid)
+            .find(|g| !g.kept.get() && g.config.borrow().uuid == config.uuid)
         {
-            return Err(RpcError::UuidExists {
-                name: other.name.borrow().clone(),
-            });
+            return Err(RpcError::UuidExists { name: other.name() });
         }
+        let name = config.name.clone();
         let guest = Rc::new(Guest {
-            name: RefCell::new(config.name.clone()),
             console: GuestConsole::new(),
             running: RefCell::new(None),
             turn: Mutex::new(false),
@@ -140,15 +140,16 @@ impl Guests {
             kept: Cell::new(false),
             brake: Cell::new(RestartBrake::default()),
             account: Account::new(),
-            config,
+            config: RefCell::new(config),
         });
-        table.insert(guest.config.name.clone(), guest.clone());
+        table.insert(name, guest.clone());
         Ok(guest)
     }
 
     /// Takes a guest out of the table, for good.
     fn forget(&self, guest: &Guest) {
-        self.table.borrow_mut().remove(&*guest.name.borrow());
+        self.table.borrow_mut().remove(&guest.name());
+        guest.console.note(&format!("closer: {guest} is gone"));
         guest.console.end();
     }
 
@@ -200,10 +201,7 @@ impl Guests {
         storage: &Storage,
         guest: &Guest,
     ) -> Result<(), RpcError> {
-        let config = GuestConfig {
-            name: guest.name.borrow().clone(),
-            ..guest.config.clone()
-        };
+        let config = guest.config.borrow().clone();
         storage.keep_definition(&config, &self.needed(host)).await
     }
 
@@ -283,8 +281,7 @@ impl Guests {
         }
         life::end(host, &guest).await?;
         // While the name is still taken.
-        let name = guest.name.borrow().clone();
-        self.forget_definition(host, &name).await;
+        self.forget_definition(host, &guest.name()).await;
         *turn = true;
         self.forget(&guest);
         Ok(())
@@ -299,12 +296,9 @@ impl Guests {
             return Err(RpcError::GuestExists { name });
         }
         if let Some(domid) = guest.domid() {
-            let path = format!("/local/domain/{domid}/name");
-            host.store
-                .with(|server| server.write(&path, name.as_bytes()))
-                .map_err(|error| super::host::failed("rename", format!("{error:?}")))?;
+            nodes::rename(host, &guest.config.borrow(), domid, &name, guest.kept.get())?;
         }
-        let old = guest.name.replace(name.clone());
+        let old = core::mem::replace(&mut guest.config.borrow_mut().name, name.clone());
         if let Some(guest) = table.remove(&old) {
             table.insert(name, guest);
         }
@@ -325,7 +319,7 @@ impl Guests {
                 guest: wanted.to_string(),
             });
         }
-        let old = guest.name.borrow().clone();
+        let old = guest.name();
         self.rename(host, wanted, name.clone())?;
         // One that is kept for inspection has no definition.
         if let Some(storage) = host.storage.as_ref().filter(|_| !guest.kept.get()) {
@@ -350,8 +344,9 @@ impl Guests {
     pub fn needed<'a>(&'a self, host: &'a Host) -> Needed<'a> {
         let image = |image: &ImageId| {
             self.all().iter().any(|g| {
-                let ramdisk = g.config.ramdisk.map(|r| r.image);
-                g.config.kernel.image == *image || ramdisk == Some(*image)
+                let config = g.config.borrow();
+                let ramdisk = config.ramdisk.map(|r| r.image);
+                config.kernel.image == *image || ramdisk == Some(*image)
             })
         };
         let guest = |name: &str| {
@@ -367,8 +362,10 @@ impl Guests {
     pub fn users_of(&self, volume: &str) -> Vec<String> {
         self.all()
             .iter()
-            .filter(|g| !g.kept.get() && g.config.disks.iter().any(|d| d.volume == volume))
-            .map(|g| g.name.borrow().clone())
+            .filter(|g| !g.kept.get())
+            .map(|g| g.config.borrow())
+            .filter(|config| config.disks.iter().any(|d| d.volume == volume))
+            .map(|config| config.name.clone())
             .collect()
     }
 
@@ -376,7 +373,7 @@ impl Guests {
     pub async fn shut_down_all(&self, host: &Rc<Host>) {
         self.leaving.set(true);
         for guest in self.all() {
-            let name = GuestRef::Name(guest.name.borrow().clone());
+            let name = GuestRef::Name(guest.name());
             if let Err(error) = self.ask_to_shut_down(host, &name, ShutdownKind::PowerOff) {
                 log::warn!("guest {name}: {error}");
             }
@@ -392,7 +389,7 @@ impl Guests {
     pub async fn destroy_all(&self, host: &Rc<Host>) {
         self.leaving.set(true);
         for guest in self.all() {
-            let name = GuestRef::Name(guest.name.borrow().clone());
+            let name = GuestRef::Name(guest.name());
             if let Err(error) = self.destroy(host, &name).await {
                 log::error!("guest {name}: {error}");
             }
@@ -423,6 +420,10 @@ impl Guests {
 }
 
 impl Guest {
+    fn name(&self) -> String {
+        self.config.borrow().name.clone()
+    }
+
     fn domid(&self) -> Option<DomId> {
         self.running.borrow().as_ref().map(|r| r.domid)
     }
@@ -432,13 +433,14 @@ impl Guest {
         match info.map(|info| info.state()) {
             Some(DomainState::Running | DomainState::Blocked | DomainState::Paused) => Ok(()),
             state => Err(RpcError::WrongState {
-                name: self.name.borrow().clone(),
+                name: self.name(),
                 state: state.unwrap_or(DomainState::Dying),
             }),
         }
     }
 
     fn describe(&self, info: &DomainInfo) -> message::DomainInfo {
+        let config = self.config.borrow();
         let running = self.running.borrow();
         let mut cpus: Vec<u32> = running
             .iter()
@@ -447,10 +449,10 @@ impl Guest {
         cpus.sort_unstable();
         cpus.dedup();
         message::DomainInfo {
-            name: self.name.borrow().clone(),
+            name: config.name.clone(),
             domid: info.id.0,
-            uuid: self.config.uuid,
-            kind: self.config.kind,
+            uuid: config.uuid,
+            kind: config.kind,
             state: info.state(),
             memory_kib: info.pages * 4,
             vcpus: info.vcpus_online,
@@ -464,6 +466,14 @@ impl Guest {
             uptime_s: (time::now_ns() - self.started_ns.get()) / 1_000_000_000,
             served_ns: self.account.cpu_ns(),
         }
+    }
+}
+
+/// As it is named to administrators: under its name now, however long ago the one who asks
+/// got hold of it.
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest {}", self.config.borrow().name)
     }
 }
 

@@ -19,6 +19,26 @@ pub fn write(host: &Host, config: &GuestConfig, built: &Built) -> Result<(), Rpc
         .map_err(|error| failed("writing the domain's nodes", XsText(error)))
 }
 
+/// Gives a domain another name. That below `/vm` stays if another guest has the
+/// configuration now.
+pub fn rename(
+    host: &Host,
+    config: &GuestConfig,
+    domid: DomId,
+    name: &str,
+    keep_vm: bool,
+) -> Result<(), RpcError> {
+    let dirs = [home(domid), vm_path(&config.uuid)];
+    let dirs = &dirs[..dirs.len() - usize::from(keep_vm)];
+    let renamed = host.store.with(|server| {
+        server.transaction(|t| {
+            dirs.iter()
+                .try_for_each(|dir| t.write(&alloc::format!("{dir}/name"), name.as_bytes()))
+        })
+    });
+    renamed.map_err(|error| failed("rename", XsText(error)))
+}
+
 /// Writes nodes in order, all or none.
 pub fn write_all(store: &Store, nodes: &[Node], guest: DomId) -> Result<(), XsError> {
     store.with(|server| {

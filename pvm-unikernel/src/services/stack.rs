@@ -35,7 +35,8 @@ const SEND_BUFFER: usize = 32 * 1024;
 const BACKLOG: usize = 4;
 /// Connections at once, listening sockets included; bounds the stack's memory.
 const MAX_SOCKETS: usize = 24;
-/// A peer silent for this long, with keep-alives unanswered, is gone.
+/// A peer silent for this long, with keep-alives unanswered, is gone. This many seconds are
+/// the most that one which vanished holds its place: see [`Connection::ended`].
 const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(30);
 const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(10);
 /// How long the start waits for an address.
@@ -418,7 +419,19 @@ impl Connection {
     }
 
     /// Resolves when the peer has ended the connection, or is given up, though there may
-    /// be bytes left to read.
+    /// be bytes left to read. How soon, while nobody reads them:
+    ///
+    /// - A peer that ends the connection with room left in our receive buffer: at once. So
+    ///   does a reset, room or not.
+    /// - One that vanished, with its machine or its network: after [`PEER_TIMEOUT`], 30 s
+    ///   after the last packet from it. What it leaves unanswered is a keep-alive, which is
+    ///   sent each [`KEEP_ALIVE`] whatever the windows are.
+    /// - One that wrote more than [`RECEIVE_BUFFER`] and then ended: its end is behind what
+    ///   it cannot send, so nothing says so on the wire, and its system answers our
+    ///   keep-alives. TCP cannot tell it from one that waits. It is that system's to give
+    ///   up: Linux probes a shut window of a socket without a process ever more rarely and
+    ///   drops it after about six minutes (345 s measured); the keep-alive after that is
+    ///   answered with a reset.
     pub async fn ended(&self) {
         poll_fn(|cx| {
             let inner = &mut *self.stack.inner.borrow_mut();

@@ -8,6 +8,7 @@ mod images;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -41,6 +42,9 @@ const NVME_CLASS: u32 = 0x01_0802;
 
 /// Who has a volume whose filling failed, and which could not be removed then.
 pub const UNFINISHED: &str = "its unfinished creation";
+/// Who has a volume whose contents were being replaced when that was cut off, by the
+/// administrator's end or the host's.
+pub const CUT_OFF: &str = "an import that was cut off";
 
 /// Each vCPU's queue of the disk.
 static DISKS: PerCpu<OnceCell<QueueDisk>> = PerCpu::new([const { OnceCell::new() }; MAX_VCPUS]);
@@ -58,7 +62,7 @@ pub struct Storage {
     gpt: Mutex<Gpt<QueueDisk>>,
     area: ImageArea<Volume<QueueDisk>>,
     /// Who has which volume.
-    claims: RefCell<BTreeMap<String, Vec<claims::Claim>>>,
+    claims: RefCell<BTreeMap<String, Vec<Rc<claims::Claim>>>>,
 }
 
 impl Storage {
@@ -189,7 +193,7 @@ impl Storage {
         self: &Rc<Self>,
         name: &str,
         bytes: u64,
-        owner: &str,
+        owner: &'static str,
     ) -> Result<VolumeClaim, RpcError> {
         let mut gpt = self.gpt.lock().await;
         let free = gpt.free().1 * SECTOR;
@@ -274,6 +278,10 @@ fn table_error(error: GptError, name: &str, asked: u64, free: u64) -> RpcError {
         GptError::Filling => RpcError::VolumeInUse {
             name: name(),
             by: UNFINISHED.into(),
+        },
+        GptError::Overwriting => RpcError::VolumeInUse {
+            name: name(),
+            by: format!("{CUT_OFF}; import it again with --overwrite, or remove it"),
         },
         GptError::InUse(_) => RpcError::VolumeInUse {
             name: name(),

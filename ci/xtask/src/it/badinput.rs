@@ -392,6 +392,7 @@ fn cut_after(lab: &mut Lab, limit: u64, args: &[&str], word: &str) -> Result<()>
 /// The connection ends in the middle of an import and of a create.
 fn cut(lab: &mut Lab) -> Result<Outcome> {
     cut_import(lab)?;
+    cut_overwrite(lab)?;
     // In the handshake.
     let file = cut_config(lab)?;
     cut_after(lab, 50, &["create", &file], "host does not answer")?;
@@ -430,6 +431,45 @@ fn cut_import(lab: &mut Lab) -> Result<()> {
     }
     lab.closer_within(&import, TRANSFER_LIMIT)?;
     lab.closer(&["volume", "remove", "half"])?;
+    Ok(())
+}
+
+/// A volume that is half overwritten is no guest's, over a restart of the host too; it can
+/// be overwritten again, or removed.
+fn cut_overwrite(lab: &mut Lab) -> Result<()> {
+    let file = lab.dir.join("large.bin");
+    let file = file.to_string_lossy().into_owned();
+    let over = ["volume", "import", "--overwrite", "half", &file];
+    lab.volume("half", "40M")?;
+    cut_after(lab, 3_000_000, &over, " lost: ")?;
+    wait_for_mark(lab)?;
+    let create = config(lab, "on-half", &|text| {
+        text + "disk = [ \"vdev=xvda, access=rw, target=half\" ]\n"
+    })?;
+    let why = "half is in use by an import that was cut off; import it again with --overwrite, \
+               or remove it";
+    lab.refused(&["create", &create], why)?;
+    lab.stop()?;
+    lab.refused(&["create", &create], why)?;
+    lab.closer_within(&over, TRANSFER_LIMIT)?;
+    lab.closer(&["create", &create])?;
+    lab.closer(&["destroy", "on-half"])?;
+    cut_after(lab, 3_000_000, &over, " lost: ")?;
+    wait_for_mark(lab)?;
+    lab.closer(&["volume", "remove", "half"])?;
+    Ok(())
+}
+
+/// The host sees the end of a connection in its own time.
+fn wait_for_mark(lab: &mut Lab) -> Result<()> {
+    let deadline = Instant::now() + CLI_LIMIT;
+    while !lab
+        .closer(&["volume", "list"])?
+        .contains("an import that was cut off")
+    {
+        ensure!(Instant::now() < deadline, "a cut import left no mark");
+        thread::sleep(Duration::from_millis(300));
+    }
     Ok(())
 }
 

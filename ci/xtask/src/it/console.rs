@@ -1,9 +1,11 @@
 //! The console server: watchers, history, nobody reading.
 
 use super::{Test, passed};
-use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, RUN_LIMIT};
+use crate::lab::{BOOT_LIMIT, CLI_LIMIT, Guest, GuestSpec, Lab, RUN_LIMIT};
+use crate::qemu::BedOptions;
 use crate::report::Outcome;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = &[
@@ -63,22 +65,68 @@ fn history(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// A guest that reads nothing keeps nobody who types and leaves.
+/// A guest that reads nothing keeps nobody who types and leaves; its end is the end of those
+/// who type and stay.
 fn left_typing(lab: &mut Lab) -> Result<Outcome> {
+    // The host says when somebody's bytes wait.
+    let options = BedOptions {
+        pvm_args: "loglevel=debug".into(),
+        ..lab.options.clone()
+    };
+    lab.with_options(options, type_in_vain)
+}
+
+fn type_in_vain(lab: &mut Lab) -> Result<Outcome> {
     lab.boot(&GuestSpec::new("a"))?;
     lab.closer(&["pause", "a"])?;
-    // More than the host serves at once, and each more than it keeps for the guest.
-    for _ in 0..14 {
-        let deadline = Instant::now() + CLI_LIMIT;
-        let mut typist = lab.attach("a")?;
-        while typist.console.wait_for("guest: up", RUN_LIMIT).is_err() {
-            ensure!(Instant::now() < deadline, "nobody can attach any more");
-            typist = lab.attach("a")?;
-        }
-        typist.console.send(&"x".repeat(10_000))?;
+    // More than the host serves at once.
+    for leaving in 1..=14 {
+        let typist = typist(lab).with_context(|| format!("typist {leaving}"))?;
+        drop(typist);
     }
     lab.closer(&["list"])?;
+    let typists: Vec<Guest> = (0..3).map(|_| typist(lab)).collect::<Result<_>>()?;
+    lab.closer(&["destroy", "a"])?;
+    let deadline = Instant::now() + CLI_LIMIT;
+    for mut typist in typists {
+        while typist.console.is_attached() || !typist.console.text().contains(GONE) {
+            ensure!(
+                Instant::now() < deadline,
+                "who typed is not told of the guest's end"
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
     passed()
+}
+
+/// What the console says last.
+const GONE: &str = "closer: guest a is gone";
+
+/// Attaches, and types until the host has more of it than the guest has room for.
+fn typist(lab: &mut Lab) -> Result<Guest> {
+    let waiting = |lab: &mut Lab| -> Result<usize> {
+        let serial = lab.bed()?.serial();
+        Ok(serial.matches("console of a: what is typed waits").count())
+    };
+    let before = waiting(lab)?;
+    let deadline = Instant::now() + CLI_LIMIT;
+    let mut typist = lab.attach("a")?;
+    while typist.console.wait_for("guest: up", RUN_LIMIT).is_err() {
+        ensure!(Instant::now() < deadline, "nobody can attach any more");
+        typist = lab.attach("a")?;
+    }
+    // More than the host keeps for a guest, less than it receives of one whose bytes wait:
+    // the end of the connection gets through.
+    typist.console.send(&"x".repeat(10_000))?;
+    while waiting(lab)? == before {
+        ensure!(
+            Instant::now() < deadline,
+            "what is typed is not waiting for the guest"
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(typist)
 }
 
 fn unwatched(lab: &mut Lab) -> Result<Outcome> {
@@ -93,7 +141,7 @@ fn unwatched(lab: &mut Lab) -> Result<Outcome> {
         .contains("unwatched-done")
     {
         ensure!(Instant::now() < deadline, "the guest did not get through");
-        std::thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
     }
     lab.attach("a")?.console.wait_for_shell(BOOT_LIMIT)?;
     passed()

@@ -43,6 +43,10 @@ pub const TESTS: &[Test] = &[
         run: crash_renames,
     },
     Test {
+        name: "a-renamed-guest-reboots-under-its-name",
+        run: renamed,
+    },
+    Test {
         name: "pause-stops-and-unpause-goes-on",
         run: pause,
     },
@@ -65,6 +69,32 @@ fn shutdown(lab: &mut Lab) -> Result<Outcome> {
     lab.closer(&["shutdown", "a"])?;
     lab.wait_gone("a", BOOT_LIMIT)?;
     passed()
+}
+
+/// Xenstore, and who asks for its volume, are told the name it has now.
+fn renamed(lab: &mut Lab) -> Result<Outcome> {
+    lab.volume("v", "8M")?;
+    let mut guest = lab.boot(&GuestSpec::new("a").disk("v"))?;
+    let old = lab.domid("a")?;
+    lab.refused(&["volume", "remove", "v"], "guest a")?;
+    lab.closer(&["rename", "a", "b"])?;
+    has_name(lab, "b")?;
+    guest.ok("(sleep 1; /sbin/reboot) >/dev/null 2>&1 &")?;
+    lab.wait_reborn("b", old, BOOT_LIMIT)?;
+    has_name(lab, "b")?;
+    lab.closer(&["destroy", "b"])?;
+    lab.closer(&["volume", "remove", "v"])?;
+    passed()
+}
+
+/// The one guest has this name at `/local/domain/N` and `/vm/UUID`, and as the user of `v`.
+fn has_name(lab: &mut Lab, name: &str) -> Result<()> {
+    lab.refused(&["volume", "remove", "v"], &format!("guest {name}"))?;
+    let tree = lab.closer(&["xenstore-ls"])?;
+    let wanted = format!("name = \"{name}\"");
+    let count = tree.matches(&wanted).count();
+    ensure!(count == 2, "{wanted} {count} times in {tree}");
+    Ok(())
 }
 
 fn poweroff_inside(lab: &mut Lab) -> Result<Outcome> {

@@ -2,7 +2,6 @@
 
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use toolstack_domain::build::{self, BuildError, Built};
@@ -37,7 +36,8 @@ pub(super) async fn start(
     guest: &Rc<Guest>,
     paused: bool,
 ) -> Result<Created, RpcError> {
-    let config = &guest.config;
+    // Its name stays while we have the guest's turn.
+    let config = &guest.config.borrow().clone();
     let began = time::now_ns();
     let facts = host.facts()?;
     let usable = facts.cpus.len() - host.mc_cpus.len();
@@ -57,15 +57,8 @@ pub(super) async fn start(
     })?;
     let mut claims = Vec::new();
     for disk in &config.disks {
-        claims.push(
-            storage
-                .claim(
-                    &disk.volume,
-                    &format!("guest {}", config.name),
-                    disk.writable,
-                )
-                .await?,
-        );
+        let claim = storage.claim(&disk.volume, guest.clone(), disk.writable);
+        claims.push(claim.await?);
     }
     let placement = {
         let guests = host.guests.all();
@@ -83,10 +76,7 @@ pub(super) async fn start(
         .await
         .map_err(unbuilt)?;
     let domid = built.domain;
-    log::info!(
-        "guest {}: domain {domid} built on {placement:?}",
-        config.name
-    );
+    log::info!("{guest}: domain {domid} built on {placement:?}");
     let node = one_node(&placement);
     *guest.running.borrow_mut() = Some(Running {
         domid,
@@ -96,7 +86,7 @@ pub(super) async fn start(
         placement,
     });
     guest.started_ns.set(time::now_ns());
-    let joined = join(host, guest, &built, claims);
+    let joined = join(host, guest, config, &built, claims);
     let started = joined.and_then(|()| {
         if paused {
             Ok(())
@@ -106,13 +96,12 @@ pub(super) async fn start(
     });
     if let Err(error) = started {
         if let Err(more) = end(host, guest).await {
-            log::error!("guest {}: half made, and: {more}", config.name);
+            log::error!("{guest}: half made, and: {more}");
         }
         return Err(error);
     }
     log::info!(
-        "guest {}: domain {domid} started, {} ms",
-        config.name,
+        "{guest}: domain {domid} started, {} ms",
         (time::now_ns() - began) / 1_000_000
     );
     Ok(Created { domid, node })
@@ -122,11 +111,12 @@ pub(super) async fn start(
 fn join(
     host: &Rc<Host>,
     guest: &Rc<Guest>,
+    config: &GuestConfig,
     built: &Built,
     claims: Vec<VolumeClaim>,
 ) -> Result<(), RpcError> {
     let domid = built.domain;
-    nodes::write(host, &guest.config, built)?;
+    nodes::write(host, config, built)?;
     let open = |frame: u64, port: EvtchnPort| -> Result<_, RpcError> {
         let map =
             ForeignMap::new(domid, &[frame], true).map_err(|e| failed("mapping a ring", e))?;
@@ -150,7 +140,7 @@ fn join(
         .push(exec::spawn_local_for(&guest.account, console));
     running.devices.start(
         host,
-        &guest.config,
+        config,
         domid,
         &running.placement,
         claims,
@@ -165,7 +155,7 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
     };
     // A guest that still runs would see its devices go.
     if let Err(error) = host.xen.pause_domain(domid) {
-        log::warn!("guest {}: {error}", guest.name.borrow());
+        log::warn!("{guest}: {error}");
     }
     // It stays listed, and its name taken, until nothing of it is left.
     let parts = guest.running.borrow_mut().as_mut().map(|running| {
@@ -188,7 +178,7 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
         .await
         .map_err(|error| failed("destroy", error))?;
     host.store.with(|server| server.domain_released(domid));
-    nodes::remove(host, &guest.config, domid, guest.kept.get());
+    nodes::remove(host, &guest.config.borrow(), domid, guest.kept.get());
     *guest.running.borrow_mut() = None;
     Ok(())
 }
@@ -248,9 +238,8 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
     if *turn || guest.domid() != Some(domid) {
         return;
     }
-    let next = after_shutdown(reason, &guest.config);
-    let name: String = guest.name.borrow().clone();
-    log::info!("guest {name}: domain {domid} ended: {reason:?}; {next:?}");
+    let next = after_shutdown(reason, &guest.config.borrow());
+    log::info!("{guest}: domain {domid} ended: {reason:?}; {next:?}");
     host.store.with(|server| server.domain_shutdown(domid));
     if next == Next::Preserve {
         return;
@@ -265,15 +254,13 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
     // Before the end, which may take time that the guest did not live.
     let restart = next == Next::Restart && may_restart(&guest);
     if let Err(error) = end(&host, &guest).await {
-        return log::error!("guest {name}: {error}");
+        return log::error!("{guest}: {error}");
     }
     if restart {
-        guest
-            .console
-            .note(&format!("closer: guest {name} restarts"));
+        guest.console.note(&format!("closer: {guest} restarts"));
         match start(&host, &guest, false).await {
             Ok(_) => return,
-            Err(error) => log::error!("guest {name}: cannot be restarted: {error}"),
+            Err(error) => log::error!("{guest}: cannot be restarted: {error}"),
         }
     }
     if guest.domid().is_some() {
@@ -281,7 +268,7 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
         return;
     }
     // While the name is still taken.
-    host.guests.forget_definition(&host, &name).await;
+    host.guests.forget_definition(&host, &guest.name()).await;
     *turn = true;
     host.guests.forget(&guest);
 }
@@ -293,10 +280,7 @@ fn may_restart(guest: &Guest) -> bool {
     let may = brake.may_restart(lived);
     guest.brake.set(brake);
     if !may {
-        log::error!(
-            "guest {}: restarted too often in too short a time; not again",
-            guest.name.borrow()
-        );
+        log::error!("{guest}: restarted too often in too short a time; not again");
     }
     may
 }
@@ -304,7 +288,8 @@ fn may_restart(guest: &Guest) -> bool {
 /// Keeps a domain that ended under another name, for somebody to look at, without its
 /// devices, which the new one needs; and starts the configuration anew.
 async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
-    let name: String = guest.name.borrow().clone();
+    let config = guest.config.borrow().clone();
+    let name = &config.name;
     let devices = guest
         .running
         .borrow_mut()
@@ -314,20 +299,15 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
         devices.end().await;
     }
     guest.kept.set(true);
-    let kept_as = GuestRef::Name(name.clone());
-    if let Err(error) = host
+    let kept_as = format!("{name}-{domid}");
+    let renamed = host
         .guests
-        .rename(host, &kept_as, format!("{name}-{domid}"))
-    {
+        .rename(host, &GuestRef::Name(name.clone()), kept_as);
+    if let Err(error) = renamed {
         return log::error!("guest {name}: not restarted: {error}");
     }
-    // It may have been renamed since it was made.
-    let config = GuestConfig {
-        name: name.clone(),
-        ..guest.config.clone()
-    };
     let brake = guest.brake.get();
-    let made = host.guests.create_with(host, config, false, brake);
+    let made = host.guests.create_with(host, config.clone(), false, brake);
     if let Err(error) = made.await {
         log::error!("guest {name}: cannot be restarted: {error}");
     }

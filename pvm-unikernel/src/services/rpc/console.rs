@@ -42,9 +42,14 @@ pub async fn attach(
     // Typed and not yet taken by the guest. While there is any, nothing more is read from
     // the administrator: that is the back pressure. Output goes on all the time.
     let mut typed: Vec<u8> = Vec::new();
+    let mut told = false;
     loop {
         let taken = console.type_in(&typed);
         typed.drain(..taken);
+        if !typed.is_empty() && !told {
+            told = true;
+            log::debug!("console of {guest}: what is typed waits for the guest to read");
+        }
         match next(
             client,
             &console,
@@ -93,7 +98,8 @@ async fn next(
                 Either::Left((true, _)) => Step::Room,
                 // The guest is gone: what it said last comes first, then the end.
                 Either::Left((false, _)) => Step::Gone,
-                Either::Right(_) => Step::Detached,
+                // What it typed last is still unread, and no request.
+                Either::Right(_) => return Err(Ended::Cut),
             });
         }
         let input = client.read_console().await?;

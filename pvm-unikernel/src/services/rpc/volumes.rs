@@ -5,6 +5,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use backend_blk::gpt::Contents;
 use backend_blk::{BlockError, ByteIo, Disk, QueueDisk, SECTOR, Volume};
 use toolstack_domain::config::ImageId;
 use toolstack_rpc::error::Place;
@@ -14,7 +15,7 @@ use toolstack_rpc::{Chunk, Response, RpcError};
 
 use super::{Client, Ended};
 use crate::services::host::Host;
-use crate::services::storage::{Storage, UNFINISHED, VolumeClaim, area_error};
+use crate::services::storage::{CUT_OFF, Storage, UNFINISHED, VolumeClaim, area_error};
 
 /// Bytes written or read in one go.
 const STEP: usize = 64 * 1024;
@@ -157,7 +158,7 @@ pub async fn import(
     let claimed = if new {
         storage.create_volume(name, size.max(len), owner).await
     } else {
-        storage.claim(name, owner, true).await
+        storage.claim_to_overwrite(name, owner).await
     };
     let claim = or_refuse!(client, claimed);
     let outcome = receive(storage, client, &claim, len, new).await;
@@ -194,6 +195,10 @@ async fn receive(
         Ok(io) => io,
         Err(error) => return Ok(Err(error)),
     };
+    // From here on it may end half way.
+    if !new && let Err(error) = claim.overwrite().await {
+        return Ok(Err(error));
+    }
     client.respond(&Response::Ready { len: 0 }).await?;
     let mut writer = Writer {
         io: &io,
@@ -224,8 +229,8 @@ async fn receive(
     }
     let finished = writer.finish(new.then_some(claim.extent().sectors)).await;
     Ok(match finished {
-        Ok(()) if new => claim.filled().await,
-        finished => finished.map_err(|error| disk_failed(claim.name(), error)),
+        Ok(()) => claim.filled().await,
+        Err(error) => Err(disk_failed(claim.name(), error)),
     })
 }
 
@@ -333,9 +338,14 @@ pub async fn list(host: &Host) -> Result<Vec<VolumeInfo>, RpcError> {
         .into_iter()
         .map(|volume| {
             let mut used_by = host.guests.users_of(&volume.name);
-            if volume.filling {
+            let unfinished = match volume.contents {
+                Contents::Whole => None,
+                Contents::Filling => Some(UNFINISHED),
+                Contents::Overwriting => Some(CUT_OFF),
+            };
+            if let Some(unfinished) = unfinished {
                 let owner = storage.owner(&volume.name);
-                used_by.push(owner.unwrap_or_else(|| UNFINISHED.into()));
+                used_by.push(owner.unwrap_or_else(|| unfinished.into()));
             }
             VolumeInfo {
                 size: volume.extent.sectors * SECTOR,

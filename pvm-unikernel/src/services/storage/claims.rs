@@ -1,7 +1,9 @@
 //! Who has which volume: one writer, or any number of readers.
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use core::fmt;
 
 use backend_blk::Extent;
 use backend_blk::gpt::{GptError, VolumeHandle};
@@ -10,9 +12,9 @@ use toolstack_rpc::RpcError;
 use super::{Storage, table_error};
 
 /// One who has a volume.
-#[derive(Clone, Debug)]
 pub(super) struct Claim {
-    owner: String,
+    /// Asked for its name when somebody else wants the volume: a guest may be renamed.
+    owner: Box<dyn fmt::Display>,
     writable: bool,
 }
 
@@ -20,7 +22,7 @@ pub(super) struct Claim {
 pub struct VolumeClaim {
     storage: Rc<Storage>,
     handle: VolumeHandle,
-    claim: Claim,
+    claim: Rc<Claim>,
 }
 
 impl VolumeClaim {
@@ -39,8 +41,17 @@ impl VolumeClaim {
         self.claim.writable
     }
 
-    /// Makes what was written to a new volume durable, and the volume one that others can
-    /// claim.
+    /// Notes on the disk that the volume's contents are being replaced: until [`Self::filled`],
+    /// over a crash too, nobody gets it but to overwrite or remove it.
+    pub async fn overwrite(&self) -> Result<(), RpcError> {
+        let mut gpt = self.storage.gpt.lock().await;
+        gpt.begin_overwrite(&self.handle)
+            .await
+            .map_err(|error| table_error(error, self.name(), 0, 0))
+    }
+
+    /// Makes what was written to a new or an overwritten volume durable, and the volume one
+    /// that others can claim.
     pub async fn filled(&self) -> Result<(), RpcError> {
         let mut gpt = self.storage.gpt.lock().await;
         gpt.finish_volume(&self.handle)
@@ -53,12 +64,7 @@ impl Drop for VolumeClaim {
     fn drop(&mut self) {
         let mut all = self.storage.claims.borrow_mut();
         if let Some(claims) = all.get_mut(self.handle.name()) {
-            let mine = claims
-                .iter()
-                .position(|c| c.owner == self.claim.owner && c.writable == self.claim.writable);
-            if let Some(at) = mine {
-                claims.swap_remove(at);
-            }
+            claims.retain(|claim| !Rc::ptr_eq(claim, &self.claim));
             if claims.is_empty() {
                 all.remove(self.handle.name());
             }
@@ -68,16 +74,37 @@ impl Drop for VolumeClaim {
 
 impl Storage {
     /// Takes a volume for `owner`, who is named to others who want it. One that is being
-    /// filled is not to be had.
+    /// filled or overwritten is not to be had, nor one for which that was cut off.
     pub async fn claim(
         self: &Rc<Self>,
         name: &str,
-        owner: &str,
+        owner: impl fmt::Display + 'static,
         writable: bool,
     ) -> Result<VolumeClaim, RpcError> {
         let opened = self.gpt.lock().await.open_volume(name);
+        self.enter_opened(opened, name, owner, writable)
+    }
+
+    /// The same for one who replaces its contents, whole or not: see
+    /// [`VolumeClaim::overwrite`].
+    pub async fn claim_to_overwrite(
+        self: &Rc<Self>,
+        name: &str,
+        owner: impl fmt::Display + 'static,
+    ) -> Result<VolumeClaim, RpcError> {
+        let opened = self.gpt.lock().await.open_to_overwrite(name);
+        self.enter_opened(opened, name, owner, true)
+    }
+
+    fn enter_opened(
+        self: &Rc<Self>,
+        opened: Result<VolumeHandle, GptError>,
+        name: &str,
+        owner: impl fmt::Display + 'static,
+        writable: bool,
+    ) -> Result<VolumeClaim, RpcError> {
         let handle = opened.map_err(|error| match (error, self.owner(name)) {
-            (GptError::Filling, Some(by)) => RpcError::VolumeInUse {
+            (GptError::Filling | GptError::Overwriting, Some(by)) => RpcError::VolumeInUse {
                 name: name.into(),
                 by,
             },
@@ -90,7 +117,7 @@ impl Storage {
     pub(super) fn enter(
         self: &Rc<Self>,
         handle: VolumeHandle,
-        owner: &str,
+        owner: impl fmt::Display + 'static,
         writable: bool,
     ) -> Result<VolumeClaim, RpcError> {
         let name = handle.name();
@@ -99,13 +126,13 @@ impl Storage {
         if let Some(other) = claims.iter().find(|c| c.writable || writable) {
             return Err(RpcError::VolumeInUse {
                 name: name.into(),
-                by: other.owner.clone(),
+                by: other.owner.to_string(),
             });
         }
-        let claim = Claim {
-            owner: owner.into(),
+        let claim = Rc::new(Claim {
+            owner: Box::new(owner),
             writable,
-        };
+        });
         claims.push(claim.clone());
         Ok(VolumeClaim {
             storage: self.clone(),
@@ -117,6 +144,6 @@ impl Storage {
     /// One who has a volume now.
     pub fn owner(&self, name: &str) -> Option<String> {
         let all = self.claims.borrow();
-        all.get(name)?.first().map(|claim| claim.owner.clone())
+        all.get(name)?.first().map(|claim| claim.owner.to_string())
     }
 }
