@@ -17,7 +17,8 @@ hal::counters! {
     rx_frames,
     /// Bytes of them.
     rx_bytes,
-    /// Frames for the guest dropped because it posted no buffers in time.
+    /// Frames for the guest dropped because it posted no buffers in time, or for want of
+    /// memory.
     rx_dropped,
     /// Frames for the guest that could not be copied or were not fit for it.
     rx_errors,

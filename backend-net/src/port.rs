@@ -9,9 +9,6 @@ use crossbeam_queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
 use hal::net::{Frame, WakerQueue};
 
-/// Tasks that may wait for room in one inbox.
-const WAITERS: usize = 64;
-
 /// What an inbox may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -105,7 +102,7 @@ impl Inbox {
             pages: AtomicUsize::new(0),
             limits,
             reader: AtomicWaker::new(),
-            writers: WakerQueue::new(WAITERS),
+            writers: WakerQueue::default(),
             closed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             direct: AtomicBool::new(false),
@@ -150,12 +147,30 @@ impl Inbox {
     /// Takes the oldest frame.
     pub fn pop_packet(&self) -> Option<Packet> {
         let packet = self.queue.pop()?;
-        self.pages.fetch_sub(packet.pages(), Ordering::AcqRel);
         if matches!(packet, Packet::Direct(_)) {
             self.directs.fetch_sub(1, Ordering::AcqRel);
         }
-        self.writers.wake_one();
+        self.release(packet.pages());
         Some(packet)
+    }
+
+    /// Counts pages that its reader keeps as if they were still in it; `false`: there are
+    /// too many, and it must not keep them.
+    pub fn hold(&self, pages: usize) -> bool {
+        let before = self.pages.fetch_add(pages, Ordering::AcqRel);
+        let held = before + pages <= self.limits.pages;
+        if !held {
+            self.release(pages);
+        }
+        held
+    }
+
+    /// The opposite of [`Self::hold`].
+    pub fn release(&self, pages: usize) {
+        self.pages.fetch_sub(pages, Ordering::AcqRel);
+        if self.has_room() {
+            self.writers.wake_all();
+        }
     }
 
     /// Takes the oldest frame, for a reader that never says that it takes direct ones.

@@ -9,10 +9,13 @@ use alloc::sync::Arc;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll};
+use hal::Timer;
 use hal::net::{Checksum, Frame, NetQueue, Offloads, PacketPool};
 
 /// Frames handled in each direction before other tasks have their turn.
 const BUDGET: usize = 64;
+/// How long a NIC queue that lacks receive buffers waits for memory, unless one comes back.
+const MEMORY_NS: u64 = 100_000_000;
 /// The shortest frame of a wire, without FCS.
 const MIN_WIRE: usize = 60;
 
@@ -23,7 +26,7 @@ pub struct UplinkCounters {
     pub tx_frames: AtomicU64,
     /// Bytes of them.
     pub tx_bytes: AtomicU64,
-    /// Frames too long for the wire.
+    /// Frames too long for the wire, or without memory to cut them.
     pub tx_dropped: AtomicU64,
     /// Frames received.
     pub rx_frames: AtomicU64,
@@ -34,7 +37,7 @@ pub struct UplinkCounters {
 }
 
 /// A NIC queue and all that its task needs.
-pub struct Uplink {
+pub struct Uplink<T> {
     /// The queue, started on this vCPU.
     pub queue: Box<dyn NetQueue>,
     /// What the NIC can do.
@@ -45,11 +48,13 @@ pub struct Uplink {
     pub port: UplinkPort,
     /// Packet memory of this vCPU.
     pub pool: PacketPool,
+    /// The clock of this vCPU.
+    pub timer: T,
     /// What it moved.
     pub counters: Arc<UplinkCounters>,
 }
 
-impl core::fmt::Debug for Uplink {
+impl<T> core::fmt::Debug for Uplink<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Uplink")
             .field("port", &self.port)
@@ -59,16 +64,19 @@ impl core::fmt::Debug for Uplink {
 }
 
 /// Moves frames between a NIC queue and the switch until stopped.
-pub async fn serve(mut uplink: Uplink, stop: Stop) {
+pub async fn serve<T: Timer>(mut uplink: Uplink<T>, stop: Stop) {
     let mut view = uplink.port.view();
     let mut out = Outgoing::default();
+    let mut slept = true;
     loop {
         view.refresh();
         let received = uplink.receive(&view);
         let sent = uplink.send(&mut out);
-        if received || sent {
+        if received || sent || !slept {
+            // Others on this vCPU have their turn, whatever made us ready.
             yield_now().await;
         }
+        slept = false;
         let stopped = poll_fn(|cx| {
             if stop.poll(cx) {
                 return Poll::Ready(true);
@@ -79,6 +87,7 @@ pub async fn serve(mut uplink: Uplink, stop: Stop) {
             if ready {
                 Poll::Ready(false)
             } else {
+                slept = true;
                 Poll::Pending
             }
         })
@@ -94,10 +103,9 @@ pub async fn serve(mut uplink: Uplink, stop: Stop) {
 struct Outgoing {
     next: Option<Frame>,
     cutting: Option<Segments>,
-    short_of_memory: bool,
 }
 
-impl Uplink {
+impl<T: Timer> Uplink<T> {
     /// Each received frame goes to its own receiver at once.
     fn receive(&mut self, view: &View) -> bool {
         let mut count = 0;
@@ -145,15 +153,16 @@ impl Uplink {
 
     /// The next frame in a form that the NIC takes.
     fn next_frame(&self, out: &mut Outgoing) -> Option<Frame> {
-        out.short_of_memory = false;
-        loop {
+        for _ in 0..BUDGET {
             let mut frame = match (out.next.take(), &mut out.cutting) {
                 (Some(frame), _) => return Some(frame),
                 (None, Some(segments)) => match segments.next(&self.pool) {
                     Next::Segment(frame) => frame,
                     Next::NoMemory => {
-                        out.short_of_memory = true;
-                        return None;
+                        // The frame's own pages may be what is lacking: TCP sends it again.
+                        self.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
+                        out.cutting = None;
+                        continue;
                     }
                     Next::Done => {
                         out.cutting = None;
@@ -195,6 +204,7 @@ impl Uplink {
             prepare_for_nic(&frame);
             return Some(frame);
         }
+        None
     }
 
     /// Whether there is something to send and room for it.
@@ -203,9 +213,6 @@ impl Uplink {
             // `poll_work` is ready once a frame has gone.
             return false;
         }
-        if out.short_of_memory {
-            return self.pool.poll_available(1, cx).is_ready();
-        }
         out.next.is_some()
             || out.cutting.is_some()
             || self.port.inbox().poll_readable(cx).is_ready()
@@ -213,8 +220,12 @@ impl Uplink {
 
     /// Posts the receive buffers that were missing, or waits for memory.
     fn poll_refill(&mut self, cx: &mut Context<'_>) -> bool {
-        let missing = self.queue.refill();
-        missing > 0 && self.pool.poll_available(missing.min(16), cx).is_ready()
+        if self.queue.refill() == 0 {
+            return false;
+        }
+        // What there was is posted: now a buffer must come back, or memory.
+        let retry = self.timer.now_ns().saturating_add(MEMORY_NS);
+        self.pool.poll_returned(cx).is_ready() | self.timer.poll_deadline(retry, cx).is_ready()
     }
 }
 

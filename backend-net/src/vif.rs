@@ -158,15 +158,17 @@ impl<G: Grants, E: Events, T: Timer> Task<G, E, T> {
             ..
         } = self;
         let mut view = self.view.clone();
+        let mut slept = true;
         loop {
             add(&counters.polls, 1);
             view.refresh();
             let mut busy = tx.step(grants, &view, pool, counters, || events.notify_tx())?;
             busy |= rx.step(grants, inbox, pool, counters, || events.notify_rx())?;
-            if busy {
-                // Others on this vCPU have their turn.
+            if busy || !slept {
+                // Others on this vCPU have their turn, whatever made us ready.
                 yield_now().await;
             }
+            slept = false;
             let stopped = poll_fn(|cx| {
                 if stop.poll(cx) {
                     return Poll::Ready(Ok(true));
@@ -176,7 +178,7 @@ impl<G: Grants, E: Events, T: Timer> Task<G, E, T> {
                 events.poll(cx);
                 let ready = tx
                     .poll(pool, cx)
-                    .and_then(|tx| Ok(tx | rx.poll(inbox, pool, timer, counters, cx)?));
+                    .and_then(|tx| Ok(tx | rx.poll(inbox, timer, counters, cx)?));
                 match ready {
                     Ok(true) => return Poll::Ready(Ok(false)),
                     Ok(false) => {}
@@ -187,6 +189,7 @@ impl<G: Grants, E: Events, T: Timer> Task<G, E, T> {
                 if events.poll(cx) {
                     cx.waker().wake_by_ref();
                 }
+                slept = true;
                 Poll::Pending
             })
             .await?;

@@ -142,6 +142,7 @@ fn attach(bed: &Bed, offloads: Offloads, room: usize) -> Outside {
         max_frame: 1518,
         port: bed.switch.add_uplink(VcpuId(0), Limits::UPLINK).unwrap(),
         pool: bed.pool.clone(),
+        timer: bed.executor.timer(),
         counters: counters.clone(),
     };
     let (stopper, stop) = stop_pair();

@@ -76,11 +76,11 @@ pub(super) struct Rx {
     features: FrontendFeatures,
     /// The next frame, waiting for slots.
     next: Option<Packet>,
-    /// Frames taken out of the inbox early, to answer their senders.
+    /// Frames taken out of the inbox early, to answer their senders. The inbox still
+    /// counts their pages.
     brought_home: VecDeque<Frame>,
     /// A frame being cut for a guest that takes no long ones.
     cutting: Option<Segments>,
-    short_of_memory: bool,
     /// Since when the next frame has waited for the guest's buffers, and until when it does.
     starved_until: Option<u64>,
     /// It had no buffers for the last frame: its senders keep theirs.
@@ -98,7 +98,6 @@ impl Rx {
             next: None,
             brought_home: VecDeque::new(),
             cutting: None,
-            short_of_memory: false,
             starved_until: None,
             behind: false,
             stalled: false,
@@ -132,7 +131,8 @@ impl Rx {
                 break;
             }
             self.starved_until = None;
-            if core::mem::take(&mut self.behind) {
+            if self.behind && self.brought_home.is_empty() {
+                self.behind = false;
                 inbox.set_takes_direct(self.can_take_direct());
             }
             batch.push(self.place(packet)?);
@@ -195,20 +195,26 @@ impl Rx {
         while inbox.directs() > 0
             && let Some(packet) = inbox.pop_packet()
         {
-            self.brought_home.extend(home(packet));
+            let Some(frame) = home(packet) else { continue };
+            if inbox.hold(frame.parts().len()) {
+                self.brought_home.push_back(frame);
+            } else {
+                add(&counters.rx_dropped, 1);
+            }
         }
     }
 
     /// Sees to it that `next` holds a frame fit for this guest; `false`: there is none now.
     fn fetch(&mut self, inbox: &Inbox, pool: &PacketPool, counters: &Counters) -> bool {
-        self.short_of_memory = false;
         while self.next.is_none() {
             let mut frame = match &mut self.cutting {
                 Some(segments) => match segments.next(pool) {
                     Next::Segment(segment) => segment,
                     Next::NoMemory => {
-                        self.short_of_memory = true;
-                        return false;
+                        // The frame's own pages may be what is lacking: TCP sends it again.
+                        add(&counters.rx_dropped, 1);
+                        self.cutting = None;
+                        continue;
                     }
                     Next::Done => {
                         self.cutting = None;
@@ -216,7 +222,10 @@ impl Rx {
                     }
                 },
                 None => {
-                    let waiting = self.brought_home.pop_front().map(Packet::Owned);
+                    let waiting = self.brought_home.pop_front().map(|frame| {
+                        inbox.release(frame.parts().len());
+                        Packet::Owned(frame)
+                    });
                     match waiting.or_else(|| inbox.pop_packet()) {
                         Some(Packet::Owned(frame)) => frame,
                         // Only guests that take anything get those.
@@ -382,7 +391,6 @@ impl Rx {
     pub(super) fn poll(
         &mut self,
         inbox: &Inbox,
-        pool: &PacketPool,
         timer: &impl Timer,
         counters: &Counters,
         cx: &mut Context<'_>,
@@ -402,9 +410,6 @@ impl Rx {
                 return Ok(true);
             }
             return Ok(self.wait_for_buffers(inbox, timer, counters, cx));
-        }
-        if self.short_of_memory {
-            return Ok(pool.poll_available(1, cx).is_ready());
         }
         let ready = self.cutting.is_some() || !self.brought_home.is_empty();
         Ok(ready || inbox.poll_readable(cx).is_ready())
@@ -433,7 +438,9 @@ impl Rx {
         self.next = None;
         self.cutting = None;
         let mut dropped = 1 + self.brought_home.len();
-        self.brought_home.clear();
+        for frame in self.brought_home.drain(..) {
+            inbox.release(frame.parts().len());
+        }
         if self.features.rx_notify {
             // Whoever sends to it now need not spend memory on it.
             self.stalled = true;

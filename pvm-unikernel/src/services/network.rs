@@ -140,6 +140,7 @@ impl Network {
                     max_frame: nic.max_frame(),
                     port,
                     pool,
+                    timer: VcpuTimer::default(),
                     counters: Arc::new(UplinkCounters::default()),
                 };
                 uplink::serve(uplink, stop).await;

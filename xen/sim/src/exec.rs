@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
+/// Polls after which nothing that makes progress is still ready.
+const MAX_STEPS: usize = 1_000_000;
+
 type Ready = Arc<Mutex<VecDeque<usize>>>;
 
 struct TaskWaker {
@@ -155,8 +158,15 @@ impl Executor {
     }
 
     /// Polls until nothing is ready; time stands still.
+    ///
+    /// # Panics
+    /// If something is always ready: a task that spins.
     pub fn run_until_stalled(&self) {
-        while self.step() {}
+        let mut steps = 0;
+        while self.step() {
+            steps += 1;
+            assert!(steps < MAX_STEPS, "a task is ready again and again");
+        }
     }
 
     /// Runs a future to its end, with all others; jumps to the next alarm when nothing

@@ -152,6 +152,7 @@ impl Machine {
         SimAllocator {
             machine: self.clone(),
             live: Arc::default(),
+            limit: Arc::new(AtomicUsize::new(usize::MAX)),
         }
     }
 
@@ -264,9 +265,16 @@ impl Region {
 pub struct SimAllocator {
     machine: Machine,
     live: Arc<AtomicUsize>,
+    /// Pages that may be out at once.
+    limit: Arc<AtomicUsize>,
 }
 
 impl SimAllocator {
+    /// From now on at most so many pages are out at once: memory is short.
+    pub fn limit(&self, pages: usize) {
+        self.limit.store(pages, Ordering::SeqCst);
+    }
+
     /// Pages handed out and not dropped.
     pub fn live_pages(&self) -> usize {
         self.live.load(Ordering::SeqCst)
@@ -275,6 +283,9 @@ impl SimAllocator {
 
 impl DmaAllocator for SimAllocator {
     fn alloc(&self, pages: usize, _node: Node) -> Option<DmaBuffer> {
+        if self.live_pages() + pages > self.limit.load(Ordering::SeqCst) {
+            return None;
+        }
         let released = Arc::new(AtomicBool::new(false));
         let mut ours = None;
         self.machine.0.borrow_mut().add(

@@ -12,9 +12,6 @@ use crossbeam_queue::ArrayQueue;
 /// protection can cross one.
 pub const BUFFER_SIZE: usize = 4096;
 
-/// Tasks that may wait for one pool at the same time.
-const WAITERS: usize = 64;
-
 /// What the buffers of one pool share: reachable from every vCPU.
 struct Home {
     free: ArrayQueue<DmaBuffer>,
@@ -61,7 +58,7 @@ impl PacketPool {
                 free: ArrayQueue::new(max),
                 allocated: AtomicUsize::new(0),
                 max,
-                waiters: WakerQueue::new(WAITERS),
+                waiters: WakerQueue::default(),
             }),
             allocator,
             node,
@@ -106,13 +103,28 @@ impl PacketPool {
         Poll::Pending
     }
 
-    /// Buffers that could be had now, memory permitting.
+    /// Buffers that could be had now, if there is memory for those that do not exist yet:
+    /// be ready for [`Self::get`] to fail nevertheless, and do not ask again at once.
     pub fn available(&self) -> usize {
         let home = &self.home;
         home.free.len()
             + home
                 .max
                 .saturating_sub(home.allocated.load(Ordering::Relaxed))
+    }
+
+    /// Ready when a buffer is there, registers the waker otherwise. For one whose
+    /// [`Self::get`] failed, and who does not know whether for want of memory.
+    pub fn poll_returned(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.home.free.is_empty() {
+            self.home.waiters.register(cx.waker());
+        }
+        // As above.
+        if self.home.free.is_empty() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
     }
 
     /// Gives free buffers back to the allocator until at most `keep` are left idle.
@@ -172,7 +184,7 @@ impl Drop for PacketBuffer {
             if self.home.free.push(dma).is_err() {
                 self.home.allocated.fetch_sub(1, Ordering::Relaxed);
             }
-            self.home.waiters.wake_one();
+            self.home.waiters.wake_all();
         }
     }
 }
