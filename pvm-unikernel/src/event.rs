@@ -178,10 +178,13 @@ impl hal::Interrupt for Port {
 impl Drop for Port {
     fn drop(&mut self) {
         shared_info::mask(self.port);
+        // Before the close: after it the number, and the slot with it, may at once be another
+        // port's, whose task waits on another vCPU and would have its waker taken. Nobody
+        // registers in between: that takes a `&self`.
+        let waiter = SLOTS[self.port.0 as usize].waiter.lock().take();
+        drop(waiter);
         if let Err(errno) = event::close(self.port) {
             log::error!("port {}: not closed: {errno}", self.port);
         }
-        let waiter = SLOTS[self.port.0 as usize].waiter.lock().take();
-        drop(waiter);
     }
 }

@@ -4,7 +4,6 @@ mod console;
 mod volumes;
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -13,21 +12,23 @@ use core::time::Duration;
 
 use toolstack_rpc::message::{HostInfo, LogSource, NodeInfo, OwnMemory};
 use toolstack_rpc::server::{self, ServerKeys};
+use toolstack_rpc::strangers;
 use toolstack_rpc::stream::{Entropy, NoEntropy};
 use toolstack_rpc::{
     ConnectionError, PrivateKey, PublicKey, Request, Response, RpcError, ServerConnection,
 };
 
 use super::host::Host;
-use super::stack::{Closed, Connection, ConnectionId, Stack};
+use super::stack::{Closed, Connection, ConnectionId, PeerName, Stack};
 use crate::{exec, log as host_log, rng, time};
 
 /// Administrators served at once; further ones are told that the host is busy.
 const MAX_CLIENTS: u32 = 12;
-/// Strangers in the middle of their handshake at once; for a further one the oldest is
-/// dropped, so that peers which say nothing keep nobody out.
+/// Strangers at once: peers that have not yet sent a frame that opens. For a further one,
+/// the address with most of them loses its oldest ([`strangers::Strangers`]), so that those
+/// from fewer addresses than this push nobody else's out.
 const MAX_STRANGERS: usize = 8;
-/// What hello and handshake may take.
+/// What hello, handshake and the first frame may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// Why a connection ended.
@@ -61,30 +62,28 @@ impl Drop for Counted {
     }
 }
 
-/// Connections in the middle of their handshake, the oldest first.
-#[derive(Clone, Default)]
-struct Strangers(Rc<RefCell<VecDeque<ConnectionId>>>);
+/// Connections that have proved nothing yet.
+#[derive(Clone)]
+struct Strangers(Rc<RefCell<strangers::Strangers<ConnectionId, PeerName>>>);
 
 /// One of them, until it is dropped.
 struct Stranger(Strangers, ConnectionId);
 
 impl Strangers {
-    fn admit(&self, stack: &Stack, id: ConnectionId) -> Stranger {
-        let mut all = self.0.borrow_mut();
-        if all.len() >= MAX_STRANGERS
-            && let Some(oldest) = all.pop_front()
-        {
+    fn admit(&self, stack: &Stack, connection: &Connection) -> Stranger {
+        let id = connection.id();
+        let gone = self.0.borrow_mut().admit(id, connection.peer());
+        if let Some(gone) = gone {
             // Its task hears of the end of the connection.
-            stack.reset(oldest);
+            stack.reset(gone);
         }
-        all.push_back(id);
         Stranger(self.clone(), id)
     }
 }
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        self.0.0.borrow_mut().retain(|id| *id != self.1);
+        self.0.0.borrow_mut().remove(&self.1);
     }
 }
 
@@ -103,10 +102,11 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
             .collect(),
     });
     let clients = Rc::new(Cell::new(0));
-    let strangers = Strangers::default();
+    let strangers = strangers::Strangers::new(MAX_STRANGERS);
+    let strangers = Strangers(Rc::new(RefCell::new(strangers)));
     loop {
         let mut connection = stack.accept().await;
-        let stranger = strangers.admit(&stack, connection.id());
+        let stranger = strangers.admit(&stack, &connection);
         if clients.get() >= MAX_CLIENTS {
             exec::spawn_local(async move {
                 let told =
@@ -128,15 +128,25 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
                 HANDSHAKE_TIME,
             )
             .await;
-            drop(stranger);
             let mut client = match accepted {
                 Ok(Ok(client)) => client,
-                // A stranger makes these at will: nothing above debug.
+                // A stranger makes these at will: nothing above debug. Its slot goes in the
+                // same breath as its connection, whose name may then be another's.
                 Ok(Err(why)) => return log::debug!("rpc: {peer}: {why}"),
                 Err(elapsed) => return log::debug!("rpc: {peer}: handshake {elapsed}"),
             };
+            if clients.get() >= MAX_CLIENTS {
+                // Others were faster with their proof. It still counts as a stranger.
+                let what = "too many clients".to_string();
+                let busy = client.respond_error(RpcError::Busy { what });
+                let told = time::timeout(busy, HANDSHAKE_TIME).await;
+                drop(stranger);
+                return log::debug!("rpc: {peer}: refused, too many clients: {told:?}");
+            }
             let _counted = Counted::new(&clients);
+            drop(stranger);
             if let Err(why) = serve_client(&host, &mut client).await {
+                // An administrator's doing: who has not proved to be one does not get here.
                 log::info!("rpc: {peer}: {why}");
             }
         });

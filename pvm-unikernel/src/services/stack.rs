@@ -8,6 +8,7 @@ use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::fmt;
 use core::future::poll_fn;
 use core::pin::pin;
 use core::task::Poll;
@@ -15,6 +16,7 @@ use core::time::Duration;
 
 use backend_net::LocalPort;
 use futures_util::future::select;
+use log::Level;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp};
@@ -43,6 +45,9 @@ const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1
 const ADDRESS_TIME_NS: u64 = 30_000_000_000;
 /// Ethernet frame without FCS.
 const MAX_FRAME: usize = 1514;
+/// Lines about addresses given and taken by DHCP: anybody on the network may answer for its
+/// server, as often as he likes.
+const MAX_TOLD: u32 = 32;
 /// Frames one poll takes in before other tasks of this vCPU get their turn.
 const FRAMES_PER_POLL: usize = 64;
 
@@ -98,6 +103,8 @@ struct Inner {
     interface: Interface,
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
+    /// Lines about what it said so far.
+    told: u32,
     listening: VecDeque<SocketHandle>,
     /// Closed by their users, waiting for the peer to agree until then.
     closing: Vec<(SocketHandle, Instant)>,
@@ -149,6 +156,7 @@ impl Stack {
                 interface,
                 sockets,
                 dhcp,
+                told: 0,
                 listening: VecDeque::new(),
                 closing: Vec::new(),
                 open: 0,
@@ -342,14 +350,25 @@ impl Inner {
         match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
             Some(dhcpv4::Event::Configured(config)) => {
                 let (address, router) = (config.address, config.router);
-                log::info!("management: address {address} by DHCP");
+                self.tell(Level::Info, format_args!("address {address} by DHCP"));
                 set_address(&mut self.interface, Some(address), router);
             }
             Some(dhcpv4::Event::Deconfigured) => {
-                log::warn!("management: no address; asking DHCP");
+                self.tell(Level::Warn, format_args!("no address; asking DHCP"));
                 set_address(&mut self.interface, None, None);
             }
             None => {}
+        }
+    }
+
+    /// Logs what a DHCP server can bring about, so often.
+    fn tell(&mut self, level: Level, what: fmt::Arguments<'_>) {
+        self.told = self.told.saturating_add(1);
+        if self.told <= MAX_TOLD {
+            log::log!(level, "management: {what}");
+        }
+        if self.told == MAX_TOLD {
+            log::warn!("management: no more is told of DHCP");
         }
     }
 
@@ -446,18 +465,18 @@ impl Connection {
         .await;
     }
 
-    /// The peer's address, for logs.
+    /// The peer's address.
     pub fn peer(&self) -> PeerName {
         PeerName(self.peer)
     }
 }
 
-/// How a peer is named in logs.
-#[derive(Clone, Copy)]
+/// Where a peer connects from, as it is named in logs.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PeerName(Option<smoltcp::wire::IpAddress>);
 
-impl core::fmt::Display for PeerName {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(address) => write!(f, "{address}"),
             None => f.write_str("a peer that is gone"),
@@ -469,8 +488,8 @@ impl core::fmt::Display for PeerName {
 #[derive(Clone, Copy, Debug)]
 pub struct Closed;
 
-impl core::fmt::Display for Closed {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the connection ended")
     }
 }

@@ -109,7 +109,8 @@ impl Store {
                     }
                 }
                 Err(fault) => {
-                    log::warn!("domain {domid}: {fault}; ignored until it reconnects");
+                    // Once in a domain's life: `pump` has no fault after the first.
+                    log::warn!("domain {domid}: {fault}; ignored from now on");
                     port.notify();
                 }
             }

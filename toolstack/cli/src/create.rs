@@ -38,6 +38,8 @@ pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
         mut ramdisk,
     } = local;
     let started = Instant::now();
+    // Before the session: a host waits no longer than some seconds for the first request.
+    let id = images::hash(kernel.bytes());
     let mut session = Session::open(global)?;
     let what = format!("create {}", config.name);
 
@@ -48,7 +50,6 @@ pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
     } else {
         Vec::new()
     };
-    let id = images::hash(kernel.bytes());
     let guest = config
         .to_guest(
             kernel.kernel(id),

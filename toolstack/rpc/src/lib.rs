@@ -5,7 +5,8 @@
 //! 1. a cleartext hello ([`hello`]): magic and protocol versions, so that programs of
 //!    different ages part with one clear message;
 //! 2. a Noise IK handshake ([`noise`]) with keys that both sides know beforehand: the
-//!    client has the host's public key, the host has a list of administrators' keys;
+//!    client has the host's public key, the host has a list of administrators' keys. Who
+//!    has sent no frame after it may have replayed a recording, and is still a stranger;
 //! 3. encrypted frames ([`frame`]): messages ([`message`]: one [`Request`], one
 //!    [`Response`], again and again) and, where a request asks for it, a stream of data
 //!    ([`transfer`]) or a console ([`connection::Connection::read_console`]).
@@ -73,6 +74,7 @@ pub mod key;
 pub mod message;
 pub mod noise;
 pub mod server;
+pub mod strangers;
 pub mod stream;
 #[cfg(feature = "std")]
 pub mod tcp;

@@ -8,7 +8,8 @@
 //! ```
 //! Both messages have an empty payload but for the verdict. A first message can be replayed
 //! by somebody who recorded it; that yields a second message nobody can
-//! read, and the first frame (which the replayer cannot make) is what proves the client.
+//! read, and the first frame (which the replayer cannot make) is what proves the client:
+//! [`crate::server::accept`] waits for it.
 
 use alloc::boxed::Box;
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
@@ -191,7 +192,8 @@ impl Responder {
         Ok(Responder { state, client })
     }
 
-    /// The client's key. It can make the message's `ss` part, so it has the private one.
+    /// The client's key. Who made the message has the private one; who sent it now may have
+    /// recorded it.
     #[must_use]
     pub fn client(&self) -> PublicKey {
         self.client

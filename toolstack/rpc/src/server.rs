@@ -6,6 +6,7 @@ use core::ops::{Deref, DerefMut};
 
 use crate::connection::{Connection, ConnectionError, HandshakeError, read_exact};
 use crate::error::RpcError;
+use crate::frame::Kind;
 use crate::hello::{self, HostHello, OURS, Refusal, Versions};
 use crate::key::{PrivateKey, PublicKey};
 use crate::message::{MAX_REQUEST, MAX_RESPONSE, Request, Response};
@@ -21,17 +22,23 @@ pub struct ServerKeys {
     pub administrators: Vec<PublicKey>,
 }
 
-/// A connection whose client is an administrator.
+/// A connection whose client is an administrator, and there: a frame of it was opened.
 #[derive(Debug)]
 pub struct ServerConnection<S> {
     connection: Connection<S>,
+    /// The frame that was opened by [`accept`], until it is asked for.
+    first: Option<Kind>,
 }
 
-/// Receives hello and handshake of a client that has just connected.
+/// Receives hello, handshake and the first frame of a client that has just connected.
 ///
-/// Until it returns, the connection holds a few hundred bytes and no more, and the peer
-/// is a stranger: put a deadline of some seconds around it, and bound how many of these
-/// run at once ([`refuse_busy`] for the others).
+/// The frame belongs to it: hello and handshake can be a recording of an administrator's
+/// ([`crate::noise`]), and only who has the key can make a frame for a new handshake. So a
+/// client must send its first request as soon as it is welcome.
+///
+/// Until it returns, the connection holds no more than the largest frame (twice), and the
+/// peer is a stranger: put a deadline of some seconds around it, and bound how many of
+/// these run at once ([`crate::strangers`]; [`refuse_busy`] when there are enough clients).
 ///
 /// # Errors
 /// The peer is not served; it has been told why, if it said hello. Close the stream. The errors are
@@ -95,12 +102,15 @@ pub async fn accept_versions<S: ByteStream>(
     framed[0] = 49;
     framed[2..].copy_from_slice(&second);
     write(&mut stream, &framed).await?;
-    match verdict {
-        Verdict::Welcome => Ok(ServerConnection {
-            connection: Connection::new(stream, ciphers, client),
-        }),
-        Verdict::UnknownKey => Err(HandshakeError::UnknownClientKey(client).into()),
+    if verdict == Verdict::UnknownKey {
+        return Err(HandshakeError::UnknownClientKey(client).into());
     }
+    let mut connection = Connection::new(stream, ciphers, client);
+    let first = connection.next_frame().await?;
+    Ok(ServerConnection {
+        connection,
+        first: Some(first.ok_or(ConnectionError::Cut)?),
+    })
 }
 
 /// Tells a client that the host has too many connections. Then close the stream.
@@ -145,7 +155,10 @@ impl<S: ByteStream> ServerConnection<S> {
 
     /// A connection without a handshake.
     pub(crate) fn for_fuzz(connection: Connection<S>) -> Self {
-        ServerConnection { connection }
+        ServerConnection {
+            connection,
+            first: None,
+        }
     }
 
     /// The next request; `None`: the client has closed the connection. Requests that
@@ -155,8 +168,12 @@ impl<S: ByteStream> ServerConnection<S> {
     /// The connection is over.
     pub async fn next_request(&mut self) -> Result<Option<Request>, ConnectionError<S::Error>> {
         loop {
-            let Some(first) = self.connection.next_frame().await? else {
-                return Ok(None);
+            let first = match self.first.take() {
+                Some(first) => first,
+                None => match self.connection.next_frame().await? {
+                    Some(first) => first,
+                    None => return Ok(None),
+                },
             };
             match self.connection.rest_of_message(first, MAX_REQUEST).await? {
                 Ok(request) => return Ok(Some(request)),

@@ -23,6 +23,8 @@ pub(crate) struct Domain {
     pub share: Option<Share>,
     pub soft_reported: bool,
     pub hard_reported: bool,
+    /// Lines about its memory so far.
+    pub told: u32,
 }
 
 /// All of them.

@@ -159,6 +159,7 @@ pub fn ring(data: &[u8]) {
         offset_of!(Interface, connection),
         offset_of!(Interface, error),
     ];
+    let mut faults = 0;
     while let Some(what) = input.byte() {
         match what % 6 {
             // An honest request, as far as it fits.
@@ -189,8 +190,10 @@ pub fn ring(data: &[u8]) {
                 theirs.write_bytes(usize::from(what) * 3, bytes);
             }
         }
-        // Faults are the guest's; the next word may ask for a reconnect.
+        // A fault is the guest's, and its last one.
         if ring.pump(&mut server).is_err() {
+            faults += 1;
+            assert_eq!(faults, 1, "a second fault on one introduction");
             assert_ne!(
                 theirs.load_u32(offset_of!(Interface, error), Ordering::Relaxed),
                 0

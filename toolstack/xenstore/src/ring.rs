@@ -28,7 +28,7 @@ pub struct Pumped {
 }
 
 /// What a domain did wrong. Its watches and transactions are gone; it is ignored until
-/// it is introduced anew or asks for a reconnect.
+/// it is introduced anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingFault {
     /// An index that cannot be.
@@ -60,6 +60,9 @@ pub struct RingConnection {
     /// What we published last: our index in each stream.
     consumed: u32,
     produced: u32,
+    /// The domain waits to hear that it is connected.
+    greet: bool,
+    /// For good: see [`RingConnection::pump`].
     ended: bool,
 }
 
@@ -67,7 +70,8 @@ impl RingConnection {
     /// Introduces `domid` with its xenstore page. The first time, what the domain has
     /// written already is served; when it is introduced again, its connection starts
     /// anew and the ring is emptied. Call [`Self::pump`] next, and notify as it says: a domain that
-    /// found the connection word set is waiting for that.
+    /// found the connection word set, by whoever built it, is waiting for that. This is the
+    /// only time the word is looked at, as in xenstored's `do_introduce`.
     pub fn attach(server: &mut Server, domid: DomId, page: SharedPages) -> Self {
         let layout = ByteRingLayout::XENSTORE;
         // What xenstored 4.20 offers: neither reconnection nor the error word.
@@ -75,17 +79,21 @@ impl RingConnection {
         page.store_u32(ERROR, XENSTORE_ERROR_NONE, Ordering::Relaxed);
         let consumed = page.load_u32(layout.from_cons, Ordering::Acquire);
         let produced = page.load_u32(layout.to_prod, Ordering::Acquire);
+        let greet = page.load_u32(CONNECTION, Ordering::Acquire) == XENSTORE_RECONNECT;
         let again = server.is_introduced(domid) && server.connection_of(domid).is_some();
         let mut this = Self {
             ring: ByteRing::attach(page, layout),
             conn: server.domain_introduced(domid),
             consumed,
             produced,
+            greet,
             ended: false,
         };
         if again {
             this.empty();
         }
+        let page = this.ring.pages();
+        page.store_u32(CONNECTION, XENSTORE_CONNECTED, Ordering::Release);
         this
     }
 
@@ -99,14 +107,15 @@ impl RingConnection {
     /// [`Server::next_ready`] names [`Self::conn`], and again if `more` is set.
     ///
     /// An error is reported once: signal the event channel, for the error word was
-    /// written. After that nothing happens until the domain is back.
+    /// written. After that nothing happens in this introduction, whatever the domain does: the
+    /// connection word holds nothing valid where no reconnection is offered, and a domain
+    /// that could come back by it would make errors, and lines in the log, at will.
     pub fn pump(&mut self, server: &mut Server) -> Result<Pumped, RingFault> {
         server.begin_turn();
-        let mut pumped = Pumped::default();
-        if self.reconnect_asked() {
-            self.reconnect(server);
-            pumped.notify = true;
-        }
+        let mut pumped = Pumped {
+            notify: core::mem::take(&mut self.greet),
+            more: false,
+        };
         if self.ended {
             server.end_turn(self.conn);
             return Ok(pumped);
@@ -194,24 +203,10 @@ impl RingConnection {
         Ok((total, false))
     }
 
-    fn reconnect_asked(&self) -> bool {
-        self.ring.pages().load_u32(CONNECTION, Ordering::Acquire) == XENSTORE_RECONNECT
-    }
-
-    /// Empties both streams, forgets the connection's state, says so.
-    fn reconnect(&mut self, server: &mut Server) {
-        server.reset_connection(self.conn);
-        self.empty();
-        let page = self.ring.pages();
-        page.store_u32(ERROR, XENSTORE_ERROR_NONE, Ordering::Relaxed);
-        page.store_u32(CONNECTION, XENSTORE_CONNECTED, Ordering::Release);
-        self.ended = false;
-    }
-
     fn empty(&mut self) {
         let (layout, page) = (ByteRingLayout::XENSTORE, self.ring.pages());
-        // The domain looks at nothing but the connection word (or does not run yet), so
-        // its own two indices are ours to set: each to where our side stands.
+        // Who introduces a domain again has stopped it or has its word, so its own two
+        // indices are ours to set: each to where our side stands.
         page.store_u32(layout.from_prod, self.consumed, Ordering::Relaxed);
         page.store_u32(layout.from_cons, self.consumed, Ordering::Relaxed);
         page.store_u32(layout.to_cons, self.produced, Ordering::Relaxed);

@@ -27,6 +27,8 @@ const WORK_PER_CALL: usize = 256;
 const PRIVILEGED_BACKLOG: usize = 256 * 1024;
 /// Actions that wait for the caller before privileged clients are no longer read.
 const ACTIONS_MAX: usize = 64;
+/// Lines about one domain's memory.
+const MAX_TOLD: u32 = 8;
 /// Bytes of old states that open transactions may keep alive, by [`Store::copied`].
 const PINNED_MAX: u64 = 4 * 1024 * 1024;
 
@@ -193,7 +195,7 @@ impl Server {
     }
 
     /// Brings a connection back to its first state: no watches, transactions or
-    /// half-done packets. What the ring's reconnect handshake asks for.
+    /// half-done packets.
     pub fn reset_connection(&mut self, id: ConnId) {
         self.forget_watches_and_transactions(id);
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -245,26 +247,35 @@ impl Server {
             || self.domains.write_wait_ms(domid, self.now_ms).is_some()
     }
 
-    /// Says once in the log when a domain passes its memory quotas.
+    /// Says once in the log when a domain passes its memory quotas, and again when it has
+    /// been far below: so often at most, since a guest can go up and down for ever.
     fn report_memory(&mut self, domid: DomId, quotas: &Quotas) {
         let Some(domain) = self.domains.get_mut(domid) else {
             return;
         };
         let memory = domain.account.memory.get();
-        if memory >= quotas.memory && !domain.hard_reported {
-            domain.hard_reported = true;
+        let over = memory >= quotas.memory && !domain.hard_reported;
+        let much = memory >= quotas.memory_soft && !domain.soft_reported;
+        domain.hard_reported |= over;
+        domain.soft_reported |= much;
+        if memory < quotas.memory_soft / 2 {
+            domain.soft_reported = false;
+            domain.hard_reported = false;
+        }
+        if !(over || much) || domain.told >= MAX_TOLD {
+            return;
+        }
+        domain.told += 1;
+        if over {
             log::warn!(
                 "xenstore: d{domid} holds {memory} bytes, quota {}: not served until it holds less",
                 quotas.memory
             );
-        }
-        if memory >= quotas.memory_soft && !domain.soft_reported {
-            domain.soft_reported = true;
+        } else {
             log::warn!("xenstore: d{domid} holds {memory} bytes of xenstore memory");
         }
-        if memory < quotas.memory_soft / 2 {
-            domain.soft_reported = false;
-            domain.hard_reported = false;
+        if domain.told == MAX_TOLD {
+            log::warn!("xenstore: no more is told of d{domid}'s memory");
         }
     }
 

@@ -7,13 +7,13 @@ use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::process;
 use crate::proxy::Proxy;
 use crate::report::Outcome;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub const TESTS: &[Test] = &[
@@ -52,6 +52,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "garbage-on-the-port",
         run: garbage,
+    },
+    Test {
+        name: "recorded-handshakes",
+        run: replays,
     },
 ];
 
@@ -303,6 +307,11 @@ fn connection(lab: &mut Lab) -> Result<Outcome> {
 const MAGIC: &[u8] = b"CLOSERPC";
 /// Of the client's hello.
 const HELLO_LEN: usize = 12;
+/// Of the host's.
+const ANSWER_LEN: usize = 16;
+/// Of the Noise messages behind the hellos, each with its length.
+const FIRST_LEN: usize = 2 + 96;
+const SECOND_LEN: usize = 2 + 49;
 /// "No common version."
 const REFUSED_VERSION: u16 = 1;
 
@@ -318,7 +327,7 @@ fn say_hello(port: u16, lowest: u16, highest: u16) -> Result<[u16; 4]> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).context("the port is closed")?;
     stream.set_read_timeout(Some(CLI_LIMIT))?;
     stream.write_all(&hello(&[lowest, highest]))?;
-    let mut answer = [0; 16];
+    let mut answer = [0; ANSWER_LEN];
     stream.read_exact(&mut answer).context("no answer")?;
     let rest = answer.strip_prefix(MAGIC);
     let rest = rest.with_context(|| format!("the answer is {answer:02x?}"))?;
@@ -563,6 +572,66 @@ fn garbage(lab: &mut Lab) -> Result<Outcome> {
         .collect();
     lab.closer(&["list"])?;
     drop(silent);
+    unharmed(lab)?;
+    passed()
+}
+
+/// Passes one connection on to `port`: where it listens, and what its client sends.
+fn record(port: u16) -> Result<(u16, JoinHandle<io::Result<Vec<u8>>>)> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let own_port = listener.local_addr()?.port();
+    let thread = thread::spawn(move || {
+        let (mut client, _) = listener.accept()?;
+        let mut host = TcpStream::connect(("127.0.0.1", port))?;
+        let (mut from, mut to) = (host.try_clone()?, client.try_clone()?);
+        let back = thread::spawn(move || io::copy(&mut from, &mut to));
+        let mut sent = Vec::new();
+        let mut part = [0; 4096];
+        loop {
+            let count = client.read(&mut part)?;
+            if count == 0 {
+                break;
+            }
+            sent.extend_from_slice(&part[..count]);
+            host.write_all(&part[..count])?;
+        }
+        // Its client has left: how the other direction ends is of no interest.
+        drop((host.shutdown(Shutdown::Both), back.join()));
+        Ok(sent)
+    });
+    Ok((own_port, thread))
+}
+
+/// Who plays an administrator's handshake again is a stranger, and keeps nobody out.
+fn replays(lab: &mut Lab) -> Result<Outcome> {
+    let port = lab.bed()?.rpc_port;
+    let (recorder, recording) = record(port)?;
+    let file = host_file_at(lab, recorder)?;
+    let mut command = lab.bed()?.cli_with(&file);
+    let done = process::capture(command.arg("list"), CLI_LIMIT)?;
+    ensure!(
+        done.code == 0,
+        "through the recorder it fails: {}",
+        done.err
+    );
+    let sent = recording.join();
+    let sent = sent.map_err(|_| anyhow!("the recorder panicked"))??;
+    let handshake = sent.get(..HELLO_LEN + FIRST_LEN);
+    let handshake = handshake.context("the client sent less than a handshake")?;
+    // More than there are clients at once.
+    let mut players = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).context("the port is closed")?;
+        stream.set_read_timeout(Some(CLI_LIMIT))?;
+        stream.write_all(handshake)?;
+        let mut answer = [0; ANSWER_LEN + SECOND_LEN];
+        stream
+            .read_exact(&mut answer)
+            .context("a recorded handshake is not answered")?;
+        players.push(stream);
+    }
+    lab.closer(&["list"])?;
+    drop(players);
     unharmed(lab)?;
     passed()
 }
