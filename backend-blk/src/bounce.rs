@@ -1,7 +1,8 @@
 //! Pages of ours that data passes through where the device does not reach the guest's.
 //!
-//! A device of a guest holds them only while it has requests in work: [`Bounce::trim`]
-//! gives back what is kept for reuse.
+//! A device of a guest holds them only while it has requests in work, but for a few that
+//! it has from its beginning to its end ([`Bounce::trim`] gives back the others): with
+//! these every request is served, however short memory is. Others only make it faster.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -9,11 +10,10 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
-use hal::block::BlockError;
 use hal::{DmaAllocator, DmaBuffer, DmaSegment, Node};
 use xen_abi::PAGE_SIZE;
 
-/// Pages that a device without requests keeps.
+/// Pages that a device has and keeps, with requests and without.
 const KEPT_PAGES: usize = 4;
 
 /// A bounded source of pages for one guest device.
@@ -33,55 +33,54 @@ impl fmt::Debug for Bounce {
 }
 
 impl Bounce {
-    /// At most `max` pages on `node`.
-    pub fn new(dma: Rc<dyn DmaAllocator>, node: Node, max: usize) -> Rc<Self> {
-        Rc::new(Self {
+    /// At most `max` pages on `node`. `None`: there is no memory even for those that are
+    /// kept.
+    pub fn try_new(dma: Rc<dyn DmaAllocator>, node: Node, max: usize) -> Option<Rc<Self>> {
+        let kept: Option<Vec<_>> = (0..KEPT_PAGES).map(|_| dma.alloc(1, node)).collect();
+        Some(Rc::new(Self {
             dma,
             node,
             max,
             out: Cell::new(0),
-            free: RefCell::default(),
+            free: RefCell::new(kept?),
             waiting: RefCell::default(),
-        })
-    }
-
-    /// Takes `count` pages, at most the source's bound, waiting for others to give theirs
-    /// back. Who holds pages must not take more: that could wait for ever.
-    pub async fn take(self: &Rc<Self>, count: usize) -> Result<Pages, BlockError> {
-        poll_fn(|cx| self.poll_take(count, cx)).await
-    }
-
-    fn poll_take(
-        self: &Rc<Self>,
-        count: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Pages, BlockError>> {
-        if self.out.get() + count > self.max {
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let mut free = self.free.borrow_mut();
-        while free.len() < count {
-            match self.dma.alloc(1, self.node) {
-                Some(page) => free.push(page),
-                // Others of this device will give some back.
-                None if self.out.get() > 0 => {
-                    self.waiting.borrow_mut().push(cx.waker().clone());
-                    return Poll::Pending;
-                }
-                None => return Poll::Ready(Err(BlockError::NoMemory)),
-            }
-        }
-        self.out.set(self.out.get() + count);
-        let at = free.len() - count;
-        Poll::Ready(Ok(Pages {
-            pages: free.split_off(at),
-            home: self.clone(),
         }))
     }
 
-    /// Gives kept pages back to the allocator, but for a few: a guest that has one small
-    /// request at a time shall not pay for clearing pages with each.
+    /// Takes `count` pages, at most the source's bound, waiting for others to give theirs
+    /// back; when memory is short, fewer, but at least one. Who holds pages must not take
+    /// more: that could wait for ever.
+    pub async fn take(self: &Rc<Self>, count: usize) -> Pages {
+        poll_fn(|cx| self.poll_take(count, cx)).await
+    }
+
+    fn poll_take(self: &Rc<Self>, count: usize, cx: &mut Context<'_>) -> Poll<Pages> {
+        let mut free = self.free.borrow_mut();
+        if self.out.get() + count <= self.max {
+            while free.len() < count {
+                let Some(page) = self.dma.alloc(1, self.node) else {
+                    break;
+                };
+                free.push(page);
+            }
+            let count = count.min(free.len());
+            if count > 0 {
+                self.out.set(self.out.get() + count);
+                let at = free.len() - count;
+                return Poll::Ready(Pages {
+                    pages: free.split_off(at),
+                    home: self.clone(),
+                });
+            }
+        }
+        // Others have pages, if only those that are kept, and will give them back.
+        self.waiting.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Gives pages back to the allocator, but for a few: a guest that has one small
+    /// request at a time shall not pay for clearing pages with each, and with these it is
+    /// served when there are no others.
     pub fn trim(&self) {
         self.free.borrow_mut().truncate(KEPT_PAGES);
     }
@@ -95,6 +94,11 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Bytes in them.
+    pub fn len(&self) -> usize {
+        self.pages.len() * PAGE_SIZE
+    }
+
     /// The page that holds byte `at`, and the offset of that byte in it.
     pub fn locate(&self, at: usize) -> (&DmaBuffer, usize) {
         (&self.pages[at / PAGE_SIZE], at % PAGE_SIZE)

@@ -17,7 +17,10 @@ hal::counters! {
     bytes_written,
     /// Requests that the disk failed.
     disk_errors,
-    /// Requests that broke the protocol, or whose grants could not be used.
+    /// Commands sent to the disk again, because it was reset.
+    retries,
+    /// Requests that broke the protocol, asked for what the disk does not offer, or whose
+    /// grants could not be used.
     bad_requests,
     /// The ring itself was broken, and the device closed.
     ring_errors,

@@ -3,6 +3,7 @@
 use crate::bounce::{Bounce, Pages};
 use crate::counters::{Counters, add};
 use crate::disk::{Disk, SECTOR};
+use crate::limits::{MapLimit, MapShare};
 use crate::protocol::{
     BadRequest, Direction, PagePart, Parts, Tag, Work, bytes_of, check_segments,
 };
@@ -42,6 +43,8 @@ pub struct Context<G, D> {
     pub disk: D,
     pub bounce: Rc<Bounce>,
     pub counters: Arc<Counters>,
+    /// What all devices together may map.
+    pub maps: &'static MapLimit,
 }
 
 /// A request that is done, but for its response.
@@ -51,6 +54,8 @@ pub struct Finished<G: Grants, D> {
     /// What is to be unmapped before the response.
     pub mapped: Option<Mapped<G, D>>,
     pub failure: Option<Failure>,
+    /// What it counted for while it was in work.
+    pub pages: usize,
 }
 
 /// Why a request failed.
@@ -90,6 +95,8 @@ pub struct Mapped<G: Grants, D> {
     context: Rc<Context<G, D>>,
     list: Vec<DeviceMapping>,
     ended: Rc<Ended>,
+    /// Given back when this is dropped, after the mappings.
+    _share: MapShare,
 }
 
 /// Tells that a [`Mapped`] is gone.
@@ -101,7 +108,7 @@ struct Ended {
 
 impl<G: Grants, D> Mapped<G, D> {
     /// The mappings, for a common unmap with others.
-    pub fn take(mut self) -> Vec<DeviceMapping> {
+    pub fn take(&mut self) -> Vec<DeviceMapping> {
         core::mem::take(&mut self.list)
     }
 }
@@ -134,13 +141,16 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
             status: RSP_OKAY,
             mapped: None,
             failure: None,
+            pages: work.pages(),
         };
         if let Err(failure) = self.work(work, &mut finished.mapped).await {
             finished.failure = Some(failure);
-            finished.status = RSP_ERROR;
+            finished.status = match failure {
+                Failure::Unsupported => RSP_EOPNOTSUPP,
+                _ => RSP_ERROR,
+            };
             match failure {
                 Failure::Disk(_) => add(&self.counters.disk_errors, 1),
-                Failure::Unsupported => finished.status = RSP_EOPNOTSUPP,
                 _ => add(&self.counters.bad_requests, 1),
             }
         }
@@ -155,7 +165,7 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
         match work {
             Work::Flush { .. } => {
                 add(&self.counters.flushes, 1);
-                Ok(self.disk.flush().await?)
+                Ok(self.flush().await?)
             }
             Work::Discard { sector, sectors } => self.discard(sector, sectors).await,
             Work::Transfer {
@@ -171,11 +181,11 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
                 };
                 self.check(sector, u64::from(bytes_of(&parts)) / SECTOR)?;
                 if flush_before {
-                    self.disk.flush().await?;
+                    self.flush().await?;
                 }
                 self.transfer(direction, sector, &parts, mapped).await?;
                 if barrier {
-                    self.disk.flush().await?;
+                    self.flush().await?;
                 }
                 let bytes = u64::from(bytes_of(&parts));
                 match direction {
@@ -229,7 +239,7 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
 
     /// Copies and checks the descriptors of an indirect request.
     async fn descriptors(&self, page: GrantRef, count: u16) -> Result<Vec<PagePart>, Failure> {
-        let ours = self.bounce.take(1).await?;
+        let ours = self.bounce.take(1).await;
         let mut segments = vec![blkif::Segment::new_zeroed(); usize::from(count)];
         let (buffer, _) = ours.locate(0);
         // Bounded by the protocol's own limit of segments.
@@ -270,8 +280,10 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
     }
 
     /// Maps all parts' pages, or none: a page that cannot be mapped (it is one of a PV
-    /// guest's page tables, or granted in part only) may still be copied.
+    /// guest's page tables, or granted in part only) may still be copied, and so may all of
+    /// them when others have mapped too much.
     fn map(self: &Rc<Self>, direction: Direction, parts: &[PagePart]) -> Option<Mapped<G, D>> {
+        let share = self.maps.take(parts.len())?;
         let refs: Vec<_> = parts.iter().map(|part| part.gref).collect();
         let access = match direction {
             Direction::Read => Access::Write,
@@ -286,6 +298,7 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
             context: self.clone(),
             list,
             ended: Rc::default(),
+            _share: share,
         };
         (guard.list.len() == parts.len()).then_some(guard)
     }
@@ -311,10 +324,7 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
         let ended = guard.ended.clone();
         let guard = Rc::new(guard);
         let hold: Hold = guard.clone();
-        let result = match direction {
-            Direction::Read => self.disk.read(sector, &segments, &hold).await,
-            Direction::Write => self.disk.write(sector, &segments, &hold).await,
-        };
+        let result = self.on_disk(direction, sector, &segments, &hold).await;
         drop(hold);
         match Rc::into_inner(guard) {
             Some(guard) => (result, Some(guard)),
@@ -339,26 +349,64 @@ impl<G: Grants + 'static, D: Disk + 'static> Context<G, D> {
         parts: &[PagePart],
     ) -> Result<(), Failure> {
         let total = bytes_of(parts) as usize;
-        let step = COPY_PAGES * PAGE_SIZE;
-        for start in (0..total).step_by(step) {
-            let len = step.min(total - start);
-            let pages = Rc::new(self.bounce.take(len.div_ceil(PAGE_SIZE)).await?);
+        let mut start = 0;
+        while start < total {
+            let wanted = (total - start).div_ceil(PAGE_SIZE).min(COPY_PAGES);
+            let pages = Rc::new(self.bounce.take(wanted).await);
+            // Whole pages, so whole blocks, but for the end, which was checked.
+            let len = pages.len().min(total - start);
             let mut ops = copy_ops(direction, parts, start, len, &pages);
             let segments = pages.segments(len);
             let hold: Hold = pages.clone();
             let at = sector + start as u64 / SECTOR;
             match direction {
                 Direction::Read => {
-                    self.disk.read(at, &segments, &hold).await?;
+                    self.on_disk(direction, at, &segments, &hold).await?;
                     self.copy(&mut ops).await?;
                 }
                 Direction::Write => {
                     self.copy(&mut ops).await?;
-                    self.disk.write(at, &segments, &hold).await?;
+                    self.on_disk(direction, at, &segments, &hold).await?;
                 }
             }
+            start += len;
         }
         Ok(())
+    }
+
+    /// Reads or writes; a second time if the disk was reset under the first, because of
+    /// somebody else's command (one's own gets `Timeout`, and is not sent again: it might
+    /// be what the disk stumbles over). Doing it twice is doing it once: the guest has no
+    /// answer yet, so it can rely on neither old nor new contents.
+    async fn on_disk(
+        &self,
+        direction: Direction,
+        sector: u64,
+        segments: &[DmaSegment],
+        hold: &Hold,
+    ) -> Result<(), BlockError> {
+        let once = async || match direction {
+            Direction::Read => self.disk.read(sector, segments, hold).await,
+            Direction::Write => self.disk.write(sector, segments, hold).await,
+        };
+        match once().await {
+            Err(BlockError::Reset) => {
+                add(&self.counters.retries, 1);
+                once().await
+            }
+            result => result,
+        }
+    }
+
+    /// As [`Self::on_disk`].
+    async fn flush(&self) -> Result<(), BlockError> {
+        match self.disk.flush().await {
+            Err(BlockError::Reset) => {
+                add(&self.counters.retries, 1);
+                self.disk.flush().await
+            }
+            result => result,
+        }
     }
 
     async fn copy(&self, ops: &mut [CopyOp]) -> Result<(), Failure> {

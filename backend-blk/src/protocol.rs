@@ -150,6 +150,17 @@ impl Work {
             Self::Transfer { barrier: true, .. } | Self::Flush { barrier: true }
         )
     }
+
+    /// Pages that it names.
+    pub fn pages(&self) -> usize {
+        match self {
+            Self::Transfer { parts, .. } => match parts {
+                Parts::Direct(parts) => parts.len(),
+                Parts::Indirect { count, .. } => usize::from(*count),
+            },
+            Self::Flush { .. } | Self::Discard { .. } => 0,
+        }
+    }
 }
 
 /// What a response repeats of its request.

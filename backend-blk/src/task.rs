@@ -4,6 +4,7 @@ use crate::bounce::Bounce;
 use crate::counters::{Counters, add};
 use crate::data::{BOUNCE_PAGES, Context, Failure, Finished};
 use crate::disk::Disk;
+use crate::limits::{InWork, MapLimit, Told};
 use crate::protocol::{self, Tag, Work};
 use crate::ring::{Protocol, Ring};
 use alloc::rc::Rc;
@@ -24,8 +25,6 @@ use xen_ring::{Kick, RingError};
 
 /// Requests taken from a ring before the vCPU's other tasks get their turn.
 const BUDGET: usize = 32;
-/// Failed requests of a device that are logged; the rest is only counted.
-const LOGGED_FAILURES: u32 = 3;
 
 /// What [`serve`] works on.
 pub struct Device<G, E, D> {
@@ -47,6 +46,10 @@ pub struct Device<G, E, D> {
     pub node: Node,
     /// Where to count.
     pub counters: Arc<Counters>,
+    /// What was told of this device so far, over all its connections.
+    pub told: Arc<Told>,
+    /// What all devices of the host together may map.
+    pub maps: &'static MapLimit,
     /// Ends the task.
     pub stop: Stop,
 }
@@ -98,6 +101,8 @@ pub enum End {
     Map(GrantStatus),
     /// The frontend broke the ring: the device is to be closed.
     Ring(RingError),
+    /// There is no memory for the few pages that a device needs.
+    NoMemory,
 }
 
 /// Serves a guest's disk until it is stopped or the guest breaks its ring.
@@ -113,23 +118,28 @@ where
     let pages = match device.grants.map_ring(&device.ring) {
         Ok(pages) => pages,
         Err(status) => {
-            log::warn!("{}: ring cannot be mapped: {status}", device.name);
+            let what = format_args!("ring cannot be mapped: {status}");
+            device.told.guest(&device.name, what);
             return End::Map(status);
         }
     };
     let ring = match Ring::attach(pages, device.protocol) {
         Ok(ring) => ring,
         Err(error) => {
-            log::warn!("{}: {error}", device.name);
+            device.told.guest(&device.name, format_args!("{error}"));
             add(&device.counters.ring_errors, 1);
             return End::Ring(error);
         }
     };
+    let Some(bounce) = Bounce::try_new(device.dma, device.node, BOUNCE_PAGES) else {
+        return End::NoMemory;
+    };
     let context = Rc::new(Context {
-        bounce: Bounce::new(device.dma, device.node, BOUNCE_PAGES),
+        bounce,
         grants: device.grants,
         disk: device.disk,
         counters: device.counters,
+        maps: device.maps,
     });
     let task = Task {
         name: device.name,
@@ -140,7 +150,8 @@ where
         barrier: None,
         alone: false,
         end: None,
-        failures: 0,
+        in_work: InWork::default(),
+        told: device.told,
     };
     task.run().await
 }
@@ -157,7 +168,8 @@ struct Task<G, E, D> {
     alone: bool,
     /// No more requests are taken; how it will end.
     end: Option<End>,
-    failures: u32,
+    in_work: InWork,
+    told: Arc<Told>,
 }
 
 impl<G, E, D> Task<G, E, D>
@@ -218,6 +230,10 @@ where
                 if self.alone || self.barrier.is_some() {
                     break false;
                 }
+                // What ends is answered, and then we are here again.
+                if !self.in_work.has_room(in_flight.len()) {
+                    break false;
+                }
                 if taken == BUDGET {
                     break true;
                 }
@@ -264,7 +280,10 @@ where
         };
         let (tag, work) = protocol::parse(&raw);
         match work {
-            Ok(work) => Ok(Some((tag, work))),
+            Ok(work) => {
+                self.in_work.pages += work.pages();
+                Ok(Some((tag, work)))
+            }
             Err(bad) => {
                 add(&self.context.counters.bad_requests, 1);
                 done.push(Finished {
@@ -272,6 +291,7 @@ where
                     status: RSP_ERROR,
                     mapped: None,
                     failure: Some(Failure::Request(bad)),
+                    pages: 0,
                 });
                 Ok(None)
             }
@@ -280,7 +300,8 @@ where
 
     /// The ring is unusable: what is in flight ends, nothing more is taken.
     fn broken(&mut self, error: RingError) {
-        log::warn!("{}: {error}; closing the device", self.name);
+        let what = format_args!("{error}; closing the device");
+        self.told.guest(&self.name, what);
         add(&self.context.counters.ring_errors, 1);
         self.end = Some(End::Ring(error));
     }
@@ -292,7 +313,7 @@ where
         }
         let mut mappings = Vec::new();
         for finished in done.iter_mut() {
-            if let Some(mapped) = finished.mapped.take() {
+            if let Some(mapped) = &mut finished.mapped {
                 mappings.append(&mut mapped.take());
             }
         }
@@ -300,6 +321,7 @@ where
             self.context.unmap(mappings);
         }
         for finished in done.drain(..) {
+            self.in_work.pages -= finished.pages;
             if let Some(failure) = finished.failure {
                 self.log_failure(failure);
             }
@@ -315,13 +337,11 @@ where
         }
     }
 
-    fn log_failure(&mut self, failure: Failure) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures <= LOGGED_FAILURES {
-            log::warn!("{}: request failed: {failure}", self.name);
-        }
-        if self.failures == LOGGED_FAILURES {
-            log::warn!("{}: further failures are only counted", self.name);
+    fn log_failure(&self, failure: Failure) {
+        let what = format_args!("request failed: {failure}");
+        match failure {
+            Failure::Disk(_) => self.told.disk(&self.name, what),
+            _ => self.told.guest(&self.name, what),
         }
     }
 }

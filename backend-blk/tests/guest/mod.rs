@@ -6,7 +6,8 @@
 )]
 
 use backend_blk::{
-    BlockError, Counters, Device, Disk, End, Extent, Geometry, Protocol, Stop, Volume, serve,
+    BlockError, Counters, Device, Disk, End, Extent, Geometry, MapLimit, Protocol, Stop, Told,
+    Volume, serve,
 };
 use hal::block::Hold;
 use hal::{DmaSegment, Node};
@@ -38,6 +39,8 @@ pub struct RamDisk {
     pub most_in_flight: Rc<Cell<u32>>,
     /// The next operation fails with this, at once or after `late_ns` of DMA.
     pub fail: Rc<Cell<Option<(BlockError, u64)>>>,
+    /// So many more after it fail the same way.
+    pub fails_left: Rc<Cell<u32>>,
     /// Lists of more than one segment are refused.
     pub picky: Rc<Cell<bool>>,
     pub log: Rc<RefCell<Vec<String>>>,
@@ -61,6 +64,7 @@ impl RamDisk {
             in_flight: Rc::default(),
             most_in_flight: Rc::default(),
             fail: Rc::default(),
+            fails_left: Rc::default(),
             picky: Rc::default(),
             log: Rc::default(),
         }
@@ -90,6 +94,10 @@ impl RamDisk {
         }
         let (disk, segments, hold) = (self.clone(), segments.to_vec(), hold.clone());
         let failure = self.fail.take();
+        if let (Some(_), left @ 1..) = (failure, self.fails_left.get()) {
+            self.fails_left.set(left - 1);
+            self.fail.set(failure);
+        }
         let delay = failure.map_or_else(|| self.delay(), |(_, late)| late);
         self.in_flight.set(self.in_flight.get() + 1);
         self.most_in_flight
@@ -236,6 +244,11 @@ pub struct Options {
     pub read_only: bool,
     pub start: u32,
     pub block_size: u32,
+    /// Pages that may be mapped at once.
+    pub maps: usize,
+    /// Pages of ours that there are.
+    pub memory: usize,
+    pub told: Arc<Told>,
 }
 
 impl Default for Options {
@@ -248,6 +261,9 @@ impl Default for Options {
             read_only: false,
             start: u32::MAX - 5,
             block_size: 512,
+            maps: 1 << 20,
+            memory: usize::MAX,
+            told: Arc::default(),
         }
     }
 }
@@ -280,6 +296,7 @@ impl Bed {
             Arc::new(Counters::default()),
             machine.allocator(),
         );
+        dma.limit(options.memory);
         let device = Device {
             name: "d3/xvda".into(),
             grants: grants.clone(),
@@ -290,6 +307,8 @@ impl Bed {
             dma: Rc::new(dma.clone()),
             node: Node(0),
             counters: counters.clone(),
+            told: options.told,
+            maps: Box::leak(Box::new(MapLimit::new(options.maps))),
             stop: stop.clone(),
         };
         let task = exec.spawn(serve(device));

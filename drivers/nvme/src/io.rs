@@ -44,6 +44,8 @@ pub struct NvmeQueue {
     timer: Rc<dyn Timer>,
     /// When to look at the age of commands next; 0: when the next one is begun.
     check_ns: Cell<u64>,
+    /// Commands that the device failed.
+    failures: Cell<u64>,
 }
 
 impl fmt::Debug for NvmeQueue {
@@ -77,6 +79,7 @@ impl NvmeQueue {
             interrupt,
             timer,
             check_ns: Cell::new(0),
+            failures: Cell::new(0),
         }
     }
 
@@ -108,7 +111,7 @@ impl NvmeQueue {
                 }
             }
             if let Err(error) = result {
-                log::warn!("nvme: queue {}: {error}", self.index);
+                self.failed(error);
             }
         }
         if any {
@@ -116,6 +119,19 @@ impl NvmeQueue {
             self.inner.borrow_mut().ring.give_back();
         }
         any
+    }
+
+    /// Logs a failed command. A guest may read a bad block as often as it likes, so the
+    /// more have failed the fewer are logged: the 1st, 2nd, 4th, 8th...
+    fn failed(&self, error: BlockError) {
+        let failures = self.failures.get().saturating_add(1);
+        self.failures.set(failures);
+        if failures.is_power_of_two() {
+            log::warn!(
+                "nvme: queue {}: {error}; failed commands so far: {failures}",
+                self.index
+            );
+        }
     }
 
     fn tell(&self) {
@@ -278,6 +294,7 @@ impl BlockQueue for NvmeQueue {
         if self.follow(cx).is_ready() {
             return Poll::Ready(());
         }
+        self.inner.borrow_mut().slots.lapse();
         loop {
             self.take_completions();
             self.tell();

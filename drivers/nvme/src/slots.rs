@@ -49,6 +49,10 @@ struct Slot {
 pub struct Stray;
 
 /// The slots of one queue; a slot's index is the command identifier.
+///
+/// Who waits gets a slot before who comes later, and before who has just given one back
+/// and wants it again: else two tasks with much to do would share all slots for ever. A
+/// slot that becomes free is therefore promised to the task that has waited longest.
 #[derive(Debug)]
 pub struct Slots {
     slots: Vec<Slot>,
@@ -56,6 +60,15 @@ pub struct Slots {
     in_flight: u16,
     /// Tasks that wait for a free slot.
     queue: VecDeque<Waker>,
+    /// Tasks that were woken to take one of the free slots.
+    promised: VecDeque<Promise>,
+}
+
+#[derive(Debug)]
+struct Promise {
+    to: Waker,
+    /// Was there at the last [`Slots::lapse`].
+    old: bool,
 }
 
 impl Slots {
@@ -65,6 +78,7 @@ impl Slots {
             free: (0..count).rev().collect(),
             in_flight: 0,
             queue: VecDeque::new(),
+            promised: VecDeque::new(),
         }
     }
 
@@ -74,14 +88,41 @@ impl Slots {
     }
 
     /// A free slot's index, to be followed by [`Self::begin`]; registers the waker if
-    /// there is none.
+    /// there is none, or none for this task.
     pub fn poll_free(&mut self, cx: &mut Context<'_>) -> Poll<u16> {
-        match self.free.last() {
-            Some(index) => Poll::Ready(*index),
-            None => {
-                self.wait(cx);
-                Poll::Pending
+        let promise = (self.promised.iter()).position(|p| p.to.will_wake(cx.waker()));
+        if let Some(at) = promise {
+            self.promised.remove(at);
+        }
+        if promise.is_some() || self.free.len() > self.promised.len() {
+            // There are never more promises than free slots.
+            if let Some(index) = self.free.last() {
+                return Poll::Ready(*index);
             }
+        }
+        self.wait(cx);
+        Poll::Pending
+    }
+
+    /// Takes back what was promised before the last call: its task has run since, or is
+    /// gone. To be called by a task of the same executor, which runs tasks in the order in
+    /// which they were woken.
+    pub fn lapse(&mut self) {
+        let before = self.promised.len();
+        self.promised.retain(|promise| !promise.old);
+        for promise in &mut self.promised {
+            promise.old = true;
+        }
+        for _ in self.promised.len()..before {
+            self.promise();
+        }
+    }
+
+    /// Promises a free slot to the one that has waited longest.
+    fn promise(&mut self) {
+        if let Some(to) = self.queue.pop_front() {
+            to.wake_by_ref();
+            self.promised.push_back(Promise { to, old: false });
         }
     }
 
@@ -209,8 +250,9 @@ impl Slots {
         count
     }
 
-    /// Wakes all that wait for a slot.
+    /// Wakes all that wait for a slot; the first to come gets it.
     pub fn wake_waiting(&mut self) {
+        self.promised.clear();
         for waker in self.queue.drain(..) {
             waker.wake();
         }
@@ -220,11 +262,11 @@ impl Slots {
         self.slots[usize::from(index)].state = State::Free;
         self.free.push(index);
         // One slot, one task. That task may be gone and others wait in vain, but not for
-        // ever: once the queue has drained, all are woken.
+        // ever: its promise lapses, and once the queue has drained, all are woken.
         if self.in_flight == 0 {
             self.wake_waiting();
-        } else if let Some(waker) = self.queue.pop_front() {
-            waker.wake();
+        } else {
+            self.promise();
         }
     }
 
@@ -234,5 +276,75 @@ impl Slots {
         let slot = &self.slots[usize::from(index)];
         assert_eq!(u32::from(slot.generation), high, "a ticket was used twice");
         index
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::sync::Arc;
+    use alloc::task::Wake;
+    use core::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Default)]
+    struct Task {
+        woken: AtomicBool,
+    }
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.woken.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn poll(slots: &mut Slots, task: &Arc<Task>) -> Option<Ticket> {
+        let waker = Waker::from(task.clone());
+        let free = slots.poll_free(&mut Context::from_waker(&waker));
+        free.is_ready().then(|| slots.begin(0, None))
+    }
+
+    fn end(slots: &mut Slots, ticket: Ticket) {
+        let index = u16::try_from(ticket.0 & 0xffff).unwrap();
+        assert!(slots.finish(index, Ok(())).is_ok());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(slots.poll(ticket, &mut cx).is_ready());
+    }
+
+    #[test]
+    fn a_free_slot_is_for_who_waited_longest_not_for_who_comes_first() {
+        let mut slots = Slots::new(2);
+        let [a, b, c, d] = [(); 4].map(|()| Arc::new(Task::default()));
+        let (first, _second) = (poll(&mut slots, &a).unwrap(), poll(&mut slots, &b).unwrap());
+        assert_eq!((poll(&mut slots, &c), poll(&mut slots, &d)), (None, None));
+        end(&mut slots, first);
+        assert!(c.woken.load(Ordering::Relaxed) && !d.woken.load(Ordering::Relaxed));
+        // Who had it is first to ask, and waits behind the others.
+        assert_eq!(poll(&mut slots, &a), None);
+        assert_eq!(poll(&mut slots, &d), None);
+        let third = poll(&mut slots, &c).unwrap();
+        end(&mut slots, third);
+        assert_eq!(poll(&mut slots, &a), None);
+        assert!(poll(&mut slots, &d).is_some());
+    }
+
+    #[test]
+    fn a_promise_to_a_task_that_went_away_goes_to_the_next() {
+        let mut slots = Slots::new(2);
+        let [a, b, gone, d] = [(); 4].map(|()| Arc::new(Task::default()));
+        let (first, second) = (poll(&mut slots, &a).unwrap(), poll(&mut slots, &b).unwrap());
+        assert_eq!(
+            (poll(&mut slots, &gone), poll(&mut slots, &d)),
+            (None, None)
+        );
+        end(&mut slots, first);
+        slots.lapse();
+        // It may be just about to run.
+        assert_eq!(poll(&mut slots, &d), None);
+        slots.lapse();
+        assert!(d.woken.load(Ordering::Relaxed));
+        assert!(poll(&mut slots, &d).is_some());
+        // And a slot that nobody waits for is anybody's.
+        end(&mut slots, second);
+        assert!(poll(&mut slots, &a).is_some());
     }
 }

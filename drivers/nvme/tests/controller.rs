@@ -186,6 +186,40 @@ fn a_task_dropped_while_it_waits_for_a_slot_does_not_stop_the_others() {
 }
 
 #[test]
+fn who_waits_for_a_slot_gets_one_before_who_had_one() {
+    let (bed, queue) = one_queue(Config::default());
+    let page = buffer(&bed, 1);
+    // More tasks than slots, and each wants the next command as soon as it has had one.
+    let greedy: Vec<_> = (0..70)
+        .map(|_| {
+            let (queue, hold) = (queue.clone(), page.clone());
+            bed.exec.spawn(async move {
+                let list = segment(&hold, 0, 512);
+                let hold: Hold = hold;
+                for _ in 0..100 {
+                    (block::read(queue.as_ref(), 0, &list, Some(&hold)).await).unwrap();
+                }
+            })
+        })
+        .collect();
+    while bed.exec.step() {}
+    let (seen, fake) = (Rc::new(std::cell::Cell::new(0)), bed.fake.clone());
+    let (note, hold) = (seen.clone(), page.clone());
+    let modest = bed.exec.spawn(async move {
+        let list = segment(&hold, 0, 512);
+        let hold: Hold = hold;
+        let result = block::read(queue.as_ref(), 0, &list, Some(&hold)).await;
+        note.set(fake.borrow().commands);
+        result
+    });
+    bed.settle();
+    assert_eq!(modest.take(), Some(Ok(())));
+    assert!(greedy.iter().all(|task| task.take().is_some()));
+    // Of 7,000 commands: those in flight, those that waited before it, and their successors.
+    assert!(seen.get() < 63 + 63 + 63, "after {} commands", seen.get());
+}
+
+#[test]
 fn discard_and_bounds_and_alignment() {
     let (bed, queue) = one_queue(Config::default());
     bed.fake.borrow_mut().media.fill(9);

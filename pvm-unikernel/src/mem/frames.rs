@@ -34,8 +34,13 @@ impl Frames {
         // Before the nodes are known, all frames count for node 0.
         let node = if buddy::knows_nodes() { node } else { Node(0) };
         let taken = buddy::take(node.0, count).or_else(|| {
-            reservation::grow_for(node, count);
+            reservation::grow_for(node, count, buddy::knows_nodes());
             buddy::take(node.0, count).or_else(|| buddy::take_anywhere(count))
+        });
+        let taken = taken.or_else(|| {
+            // Guests may have all of one node.
+            reservation::grow_for(node, count, false);
+            buddy::take_anywhere(count)
         });
         taken.map(|mfn| Self { mfn, pages })
     }

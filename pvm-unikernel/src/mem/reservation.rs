@@ -37,10 +37,10 @@ pub fn grow(node: Node, pages: u64) -> Result<u64, Errno> {
 }
 
 /// Grows by what an allocation of a run of `pages` wants: 2 MiB if Xen has them in one
-/// piece, else just the run.
-pub(super) fn grow_for(node: Node, pages: u64) {
+/// piece, else just the run; on `node`, or if not `exact` elsewhere rather than not at all.
+pub(super) fn grow_for(node: Node, pages: u64, exact: bool) {
     let needed = pages.next_power_of_two().trailing_zeros();
-    let flags = memory::node_flags(node.0, buddy::knows_nodes());
+    let flags = memory::node_flags(node.0, exact);
     for order in [needed.max(9), needed] {
         let mut extent = [NEXT_GPFN.fetch_add(1 << order, Ordering::Relaxed)];
         if memory::populate(DomId::SELF, &mut extent, order, flags) == Ok(1) {

@@ -21,6 +21,7 @@ use toolstack_domain::config::{DomainState, GuestConfig, ImageId};
 use toolstack_domain::hypercalls::NodeId;
 use toolstack_domain::info::DomainInfo;
 use toolstack_domain::lifecycle::RestartBrake;
+use toolstack_domain::placement;
 use toolstack_domain::xen::Xen;
 use toolstack_rpc::RpcError;
 use toolstack_rpc::message::{self, GuestRef, ShutdownKind};
@@ -151,6 +152,13 @@ impl Guests {
         self.table.borrow_mut().remove(&guest.name());
         guest.console.note(&format!("closer: {guest} is gone"));
         guest.console.end();
+    }
+
+    /// Pages of our heap that the guests of the table can make it hold.
+    fn heap_pages(&self) -> u64 {
+        let guests = self.all();
+        let configs: Vec<_> = guests.iter().map(|guest| guest.config.borrow()).collect();
+        placement::heap_pages(configs.iter().map(|config| &**config))
     }
 
     /// Makes a guest. Whatever fails, nothing of it is left.

@@ -28,7 +28,7 @@ use crate::topology::Topology;
 const MTU: u16 = 1500;
 /// Packet buffers (pages) that a vCPU's tasks may hold at most: its NIC queue's receive
 /// ring, and what its guests have in flight. Allocated as traffic needs them.
-const POOL_PAGES: usize = 2048;
+const POOL_PAGES: usize = toolstack_domain::placement::PACKETS;
 
 /// Each vCPU's packet memory, on its node.
 static POOLS: PerCpu<OnceCell<PacketPool>> = PerCpu::new([const { OnceCell::new() }; MAX_VCPUS]);

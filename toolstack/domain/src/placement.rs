@@ -14,6 +14,55 @@ use alloc::vec::Vec;
 use core::fmt;
 use xen_abi::PAGE_SIZE;
 
+const fn kib(kib: u64) -> u64 {
+    (kib << 10).div_ceil(PAGE_SIZE as u64)
+}
+
+/// Pages of packets that the tasks of one of the pVM's vCPUs may hold, on its node.
+pub const PACKETS: usize = (8 << 20) / PAGE_SIZE;
+/// Pages of the pVM's heap that no guest is the reason for: drivers, requests of
+/// administrators, the stack of the management address.
+const HEAP: u64 = kib(4 << 10);
+/// What one guest can make the heap hold: its quota in xenstore (2,560 KiB) and a quarter
+/// of it for what an allocator loses, the tail of its console (64 KiB), its domain.
+const HEAP_OF_GUEST: u64 = kib(2_560 * 5 / 4 + 128);
+/// What a disk can: 32 requests with 1,024 pages between them (`backend-blk/src/limits.rs`).
+const HEAP_OF_DISK: u64 = kib(160);
+/// What a network device can: an inbox of 256 frames, and two rings' requests.
+const HEAP_OF_VIF: u64 = kib(160);
+
+/// Pages of the pVM's heap that these guests can make it hold, all together.
+pub fn heap_pages<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
+    let of = |config: &GuestConfig| {
+        HEAP_OF_GUEST
+            + HEAP_OF_DISK * config.disks.len() as u64
+            + HEAP_OF_VIF * config.vifs.len() as u64
+    };
+    guests.map(of).fold(HEAP, u64::saturating_add)
+}
+
+/// What the pVM has and may need on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its vCPUs there.
+    pub vcpus: u64,
+    /// Pages of heap there; see [`heap_pages`].
+    pub heap: u64,
+    /// Pages that it has there already, used or not.
+    pub pages: u64,
+}
+
+impl Own {
+    /// Pages that guests must leave to it.
+    ///
+    /// Its memory grows on demand: packets on the node of each vCPU, 8 MiB for each, and the
+    /// heap. What guests take first is missing there for good, so as much stays free as the
+    /// pVM can still come to need beyond what it has.
+    fn missing(self) -> u64 {
+        (self.vcpus * PACKETS as u64 + self.heap).saturating_sub(self.pages)
+    }
+}
+
 /// A core that can run guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Core {
@@ -28,7 +77,7 @@ pub struct Core {
 /// What there is to place guests on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
-    /// Free pages of each node.
+    /// Pages of each node that are free for guests.
     pub free: Vec<(NodeId, u64)>,
     /// Cores other than the MC's.
     pub cores: Vec<Core>,
@@ -81,6 +130,15 @@ impl Host {
             cores,
         }
     }
+
+    /// Leaves to the pVM what it may still need.
+    #[must_use]
+    pub fn without(mut self, own: impl Fn(NodeId) -> Own) -> Self {
+        for (node, free) in &mut self.free {
+            *free = free.saturating_sub(own(*node).missing());
+        }
+        self
+    }
 }
 
 /// What a guest needs.
@@ -122,7 +180,7 @@ pub enum PlacementError {
     Memory {
         /// Pages asked, with Xen's own.
         asked: u64,
-        /// Free pages of each node that was allowed.
+        /// Pages of each node that are free for guests.
         free: Vec<(NodeId, u64)>,
     },
     /// None of the allowed CPUs can run guests: they are the MC's, or not there.
@@ -140,7 +198,8 @@ impl fmt::Display for PlacementError {
                     asked.div_ceil(PAGES_IN_MIB)
                 )?;
                 for (node, pages) in free {
-                    write!(f, ", {} MiB free on node {node}", pages / PAGES_IN_MIB)?;
+                    let mib = pages / PAGES_IN_MIB;
+                    write!(f, ", {mib} MiB free for guests on node {node}")?;
                 }
                 Ok(())
             }

@@ -1,6 +1,7 @@
 //! Placement on a machine of two sockets with four cores each.
 
 use super::*;
+use crate::config::{Action, Disk, ImageId, Kernel, TscMode, Vif};
 use crate::xen::{Cpu, Node};
 use alloc::string::ToString;
 use alloc::vec;
@@ -108,8 +109,93 @@ fn too_much_is_refused_with_the_numbers() {
     let error = place(&host([GIB, 2 * GIB], &[]), &request(3 * GIB_PAGES, 1)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "not enough memory: 3076 MiB asked, 1024 MiB free on node 0, 2048 MiB free on node 1"
+        "not enough memory: 3076 MiB asked, 1024 MiB free for guests on node 0, \
+         2048 MiB free for guests on node 1"
     );
+}
+
+fn one_disk_one_vif() -> GuestConfig {
+    GuestConfig {
+        name: "g".into(),
+        uuid: [7; 16],
+        kind: GuestType::Pv,
+        kernel: Kernel {
+            image: ImageId([1; 32]),
+            segments: Vec::new(),
+            notes: Vec::new(),
+            entry: 0,
+        },
+        ramdisk: None,
+        cmdline: "".into(),
+        memory_mib: 192,
+        vcpus: 1,
+        max_vcpus: 1,
+        cpus: Vec::new(),
+        disks: vec![Disk {
+            volume: "v".into(),
+            vdev: "xvda".into(),
+            writable: true,
+        }],
+        vifs: vec![Vif {
+            mac: [0; 6],
+            mtu: 1500,
+        }],
+        on_poweroff: Action::Destroy,
+        on_reboot: Action::Restart,
+        on_crash: Action::Destroy,
+        tsc_mode: TscMode::Native,
+    }
+}
+
+#[test]
+fn what_the_pvm_may_still_need_is_left_free_on_each_node() {
+    // The test bed: 64 MiB at boot, all on node 0, four vCPUs on each node, and heap for
+    // eight guests.
+    let guests: Vec<GuestConfig> = (0..8).map(|_| one_disk_one_vif()).collect();
+    let heap = heap_pages(guests.iter());
+    assert_eq!(heap * 4, 4096 + 8 * (3200 + 128 + 160 + 160));
+    let own = |node: NodeId| Own {
+        vcpus: 4,
+        heap: if node == NodeId(0) { heap } else { 0 },
+        pages: if node == NodeId(0) { 16384 } else { 0 },
+    };
+    let mib = |pages: u64| pages / 256;
+    let host = host([3 * GIB; 2], &[]).without(own);
+    // 32 MiB of packets and 32.5 MiB of heap are 64.5 MiB, of which 64 are there.
+    assert_eq!(mib(host.free[0].1), 3071);
+    assert_eq!(mib(host.free[1].1), 3072 - 32);
+    // Nobody gets the last of it, on one node or on both.
+    let error = place(&host, &request(6 * GIB_PAGES - 8192, 1)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("3040 MiB free for guests on node 1")
+    );
+    let placement = place(&host, &request(6 * GIB_PAGES - 10_240, 1)).unwrap();
+    for (node, pages) in &placement.memory {
+        assert!(*pages <= host.free[node.0 as usize].1);
+    }
+}
+
+#[test]
+fn a_node_with_less_than_the_pvm_needs_has_nothing_for_guests() {
+    let host = host([GIB / 64, GIB], &[]).without(|_| Own {
+        vcpus: 4,
+        ..Own::default()
+    });
+    assert_eq!(host.free[0].1, 0);
+    let placement = place(&host, &request(1000, 1)).unwrap();
+    assert_eq!(placement.memory, [(NodeId(1), 1000)]);
+}
+
+#[test]
+fn what_the_pvm_has_already_is_not_kept_twice() {
+    let host = host([GIB; 2], &[]).without(|_| Own {
+        vcpus: 4,
+        heap: 100,
+        pages: 1 << 30,
+    });
+    assert_eq!(host.free[0].1, GIB_PAGES);
 }
 
 #[test]

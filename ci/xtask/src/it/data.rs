@@ -48,6 +48,13 @@ fn patterns(lab: &mut Lab) -> Result<Outcome> {
     guest.ok_within(&fio(false), FIO_LIMIT)?;
     let sum = guest.ok_within("sync; sha256sum < /dev/xvda", FIO_LIMIT)?;
     lab.closer(&["destroy", "writer"])?;
+    // QEMU's end would not lose what was not flushed, so that what the host counted for the
+    // device has to show that the guest's fsync came through.
+    let serial = lab.bed()?.serial();
+    let mut lines = serial.lines().rev();
+    let counts = lines.find(|line| line.contains("/xvda: reads "));
+    let counts = counts.context("the host did not count requests")?;
+    ensure!(!counts.contains(" flushes 0,"), "no flush came: {counts}");
     let mut guest = lab.boot(&spec)?;
     guest
         .ok_within(&fio(true), FIO_LIMIT)

@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use backend_blk::{
-    Counters, Device, End, FrontendNodes, Geometry, Stop, Volume, backend_nodes, serve,
+    Counters, Device, End, FrontendNodes, Geometry, MapLimit, Stop, Told, Volume, backend_nodes,
+    serve,
 };
 use hal::VcpuId;
 use toolstack_domain::config;
@@ -27,6 +28,11 @@ use crate::services::host::Host;
 use crate::services::storage::{self, VolumeClaim};
 use crate::sync::Notify;
 
+/// Pages that all disks' requests together may have mapped: half of what Xen lets dom0 map
+/// (`gnttab_max_maptrack_frames`, by default 1024 frames of 256 mappings), so that the other
+/// half is there for everybody's rings, of which a guest has a few dozen pages.
+static MAPS: MapLimit = MapLimit::new(1024 * 256 / 2);
+
 /// One vbd.
 pub struct Vbd {
     name: String,
@@ -40,6 +46,7 @@ pub struct Vbd {
     node: hal::Node,
     account: Account,
     counters: Arc<Counters>,
+    told: Arc<Told>,
 }
 
 impl Vbd {
@@ -71,6 +78,7 @@ impl Vbd {
             node: host.topology.node_of(vcpu),
             account: account.clone(),
             counters: Arc::new(Counters::default()),
+            told: Arc::default(),
         })
     }
 }
@@ -125,11 +133,8 @@ impl Kind for Vbd {
         let nodes = FrontendNodes::parse(read).map_err(|e| e.to_string())?;
         let signal = Arc::new(Signal::default());
         let (guest, node, name) = (self.guest, self.node, self.name.clone());
-        let (extent, read_only, counters) = (
-            self.claim.extent(),
-            !self.config.writable,
-            self.counters.clone(),
-        );
+        let (extent, read_only) = (self.claim.extent(), !self.config.writable);
+        let (counters, told) = (self.counters.clone(), self.told.clone());
         let asked = signal.clone();
         let task = exec::spawn_on_for(self.vcpu, &self.account, move || async move {
             let events = Port::bind_interdomain(guest, nodes.event_channel)
@@ -147,6 +152,8 @@ impl Kind for Vbd {
                 dma: Rc::new(NodeFrames),
                 node,
                 counters,
+                told,
+                maps: &MAPS,
                 stop: stop.clone(),
             };
             // The backend's stop is its vCPU's own.
@@ -160,6 +167,7 @@ impl Kind for Vbd {
                 End::Stopped => Ok(()),
                 End::Map(status) => Err(format!("its ring cannot be mapped: {status}")),
                 End::Ring(error) => Err(error.to_string()),
+                End::NoMemory => Err("no memory".into()),
             }
         });
         Ok(Backend {

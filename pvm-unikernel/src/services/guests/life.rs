@@ -4,12 +4,14 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
+use hal::VcpuId;
 use toolstack_domain::build::{self, BuildError, Built};
 use toolstack_domain::config::{GuestConfig, GuestType};
 use toolstack_domain::destroy;
+use toolstack_domain::hypercalls::NodeId;
 use toolstack_domain::info::ShutdownReason;
 use toolstack_domain::lifecycle::{Next, after_shutdown};
-use toolstack_domain::placement::{self, PlacementError, Request};
+use toolstack_domain::placement::{self, Own, PlacementError, Request};
 use toolstack_rpc::RpcError;
 use toolstack_rpc::message::GuestRef;
 use xen_abi::xen::virq;
@@ -19,7 +21,7 @@ use super::{Created, Guest, Running, one_node};
 use crate::event::Port;
 use crate::exec;
 use crate::grants;
-use crate::mem::ForeignMap;
+use crate::mem::{self, ForeignMap};
 use crate::services::devices::Devices;
 use crate::services::host::{Host, failed, refused};
 use crate::services::nodes;
@@ -67,7 +69,10 @@ pub(super) async fn start(
             .iter()
             .flat_map(|r| r.iter())
             .flat_map(|r| &r.placement.pins);
-        let place = placement::Host::new(&facts, &host.mc_cpus, pins.map(Vec::as_slice));
+        let own = mem::counts();
+        let heap = host.guests.heap_pages();
+        let place = placement::Host::new(&facts, &host.mc_cpus, pins.map(Vec::as_slice))
+            .without(|node| own_on(host, &own, heap, node));
         placement::place(&place, &Request::of(config))
             .map_err(|error| unplaced(error, config, present))?
     };
@@ -105,6 +110,21 @@ pub(super) async fn start(
         (time::now_ns() - began) / 1_000_000
     );
     Ok(Created { domid, node })
+}
+
+/// What we have and may need on a node. The heap is on the first, if it can be.
+fn own_on(host: &Host, counts: &[mem::NodeCount], heap: u64, node: NodeId) -> Own {
+    let here = |vcpu: &(VcpuId, hal::Node)| vcpu.1.0 == node.0;
+    Own {
+        vcpus: host
+            .topology
+            .service_vcpus()
+            .iter()
+            .filter(|v| here(v))
+            .count() as u64,
+        heap: if node.0 == 0 { heap } else { 0 },
+        pages: counts.get(node.0 as usize).map_or(0, |count| count.total),
+    }
 }
 
 /// Makes the domain known to xenstore, serves its rings, adds its devices.
