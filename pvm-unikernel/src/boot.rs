@@ -80,15 +80,13 @@ where
     let frames = mem::init(&start_info);
 
     let command_line = command_line(&start_info);
-    if let Some(option) = option(&command_line, "loglevel")
-        && !klog::configure(option)
-    {
-        log::warn!("boot: loglevel={option} is not one of off, error, warn, info, debug, trace");
+    // For what happens before `main` reads all of it, and says what is wrong with it.
+    let (level, action) = toolstack_boot::early(command_line.as_bytes());
+    if let Some(level) = level {
+        klog::set_level(level);
     }
-    if let Some(option) = option(&command_line, "panic")
-        && !panic::configure(option)
-    {
-        log::warn!("boot: panic={option} is neither a number of seconds nor halt");
+    if let Some(action) = action {
+        panic::set_action(action);
     }
     log::info!(
         "boot: Xen {}.{}, {} pages, boot archive of {} bytes",

@@ -1,6 +1,6 @@
 //! The log: lines on Xen's console, and the last 64 KiB of them in memory.
 //!
-//! The boot option `loglevel=` (off, error, warn, info, debug, trace) sets what is kept.
+//! The option `loglevel` of the host (`toolstack/boot`) sets what is kept.
 //! A line that would flood the serial console is kept in memory only; how many were held
 //! back is said when the flood ends. Bytes that a terminal could obey are replaced.
 
@@ -10,6 +10,7 @@ use crate::time;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
+use toolstack_boot::LogLevel;
 
 /// Bytes kept.
 const RING: usize = 64 << 10;
@@ -150,13 +151,15 @@ pub fn init() {
     }
 }
 
-/// Takes over the boot option `loglevel=`. Returns whether it was understood.
-pub fn configure(option: &str) -> bool {
-    let level = option.parse::<LevelFilter>();
-    if let Ok(level) = level {
-        log::set_max_level(level);
-    }
-    level.is_ok()
+/// Takes over what the host's configuration says.
+pub fn set_level(level: LogLevel) {
+    log::set_max_level(match level {
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    });
 }
 
 /// A line on the console and in the ring whatever the level: what scripts wait for.

@@ -29,15 +29,13 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 
-use ::log::LevelFilter;
 use boot::BootInfo;
 use services::guests::Guests;
-use services::host::{CALLS, Host};
+use services::host::{CALLS, End, Host};
 use services::network::Network;
 use services::stack::Stack;
 use services::storage::Storage;
 use services::store::Store;
-use toolstack_boot::LogLevel;
 use toolstack_domain::xen::Xen;
 use topology::Topology;
 use xen_abi::xen::StartInfo;
@@ -60,7 +58,8 @@ async fn main(boot: BootInfo) {
         return selftest::run(&boot).await;
     }
     let archive = (!boot.initrd.is_empty()).then_some(boot.initrd);
-    let (config, diagnostics) = toolstack_boot::parse(boot.command_line.as_bytes(), archive);
+    let line = boot.command_line.as_bytes();
+    let (config, diagnostics) = toolstack_boot::parse_for(boot.vcpus, line, archive);
     for diagnostic in &diagnostics {
         log::announce(format_args!("{diagnostic}"));
     }
@@ -69,13 +68,7 @@ async fn main(boot: BootInfo) {
             "halted: the host cannot be managed as it is configured"
         ));
     }
-    ::log::set_max_level(match config.log_level {
-        LogLevel::Error => LevelFilter::Error,
-        LogLevel::Warn => LevelFilter::Warn,
-        LogLevel::Info => LevelFilter::Info,
-        LogLevel::Debug => LevelFilter::Debug,
-        LogLevel::Trace => LevelFilter::Trace,
-    });
+    log::set_level(config.log_level);
     panic::set_action(config.panic_action);
     if !boot.is_dom0 {
         return log::announce(format_args!("halted: driver domains are not supported yet"));
@@ -104,9 +97,19 @@ async fn main(boot: BootInfo) {
     ::log::info!("pci: {} functions", functions.len());
 
     let store = Store::start();
-    let network = Network::start(&ecam, &functions, config.nic, &topology).await;
+    let network = match Network::start(&ecam, &functions, config.nic, &topology).await {
+        Ok(network) => network,
+        Err(error) => return log::announce(format_args!("halted: {error}")),
+    };
+    let port = match network.local_port() {
+        Ok(port) => port,
+        Err(error) => {
+            return log::announce(format_args!(
+                "halted: nobody could manage this host: its port of the switch: {error}"
+            ));
+        }
+    };
     let storage = Storage::start(&ecam, &functions, &topology).await;
-    let port = network.local_port();
     let (major, minor) = boot.xen_version;
     let host = Rc::new(Host {
         xen,
@@ -120,13 +123,12 @@ async fn main(boot: BootInfo) {
         storage,
         network,
         config,
+        end: End::default(),
     });
     exec::spawn_local(Guests::follow(host.clone()));
-    if let Some(port) = port {
-        let stack = Stack::start(port, host.config.address, host.config.rpc_port, rng::u64());
-        exec::spawn_local(services::rpc::serve(host.clone(), stack.clone()));
-        stack.up().await;
-    }
+    let stack = Stack::start(port, host.config.address, host.config.rpc_port, rng::u64());
+    exec::spawn_local(services::rpc::serve(host.clone(), stack.clone()));
+    stack.up().await;
     log::announce(format_args!("ready"));
     Guests::start_stored(&host).await;
 }

@@ -14,25 +14,13 @@ use crate::arch::{backtrace, clock, cpu};
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use toolstack_boot::PanicAction;
+use toolstack_boot::{DEFAULT_PANIC_REBOOT_S, PanicAction};
 
 /// `panic=halt`.
 const HALT: u32 = u32::MAX;
 /// Seconds before the reboot.
-static REBOOT_AFTER: AtomicU32 = AtomicU32::new(10);
+static REBOOT_AFTER: AtomicU32 = AtomicU32::new(DEFAULT_PANIC_REBOOT_S);
 static PANICKING: AtomicBool = AtomicBool::new(false);
-
-/// Takes over the boot option `panic=`. Returns whether it was understood.
-pub fn configure(option: &str) -> bool {
-    let seconds = match option {
-        "halt" => Some(HALT),
-        number => number.parse().ok().filter(|&seconds| seconds != HALT),
-    };
-    if let Some(seconds) = seconds {
-        REBOOT_AFTER.store(seconds, Ordering::Relaxed);
-    }
-    seconds.is_some()
-}
 
 /// Takes over what the host's configuration says.
 pub fn set_action(action: PanicAction) {

@@ -13,7 +13,8 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// `vcpus` of ours are up, of which the first `mc` are the main container's.
+    /// `vcpus` of ours are up, of which the first `mc` are the main container's. The options'
+    /// parser leaves one for guests, if there is more than one.
     pub fn new(facts: &HostFacts, vcpus: u32, mc: u32) -> Self {
         let node = |cpu| {
             let found = facts.cpus.iter().find(|c| c.id == cpu);

@@ -21,13 +21,14 @@
 //! is on the disk.
 
 mod catalog;
+mod lease;
 mod put;
 
+pub use lease::{LEASE_TIME, Lease};
 pub use put::Put;
 
 use crate::bytes::ByteIo;
 use crate::disk::{Disk, SECTOR};
-use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -39,15 +40,14 @@ use core::fmt;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::task::{Poll, Waker};
+use core::time::Duration;
 use hal::block::BlockError;
+use lease::Leases;
 
 /// Bytes in a block of the area.
 pub const BLOCK: usize = 4096;
 /// Longest name of a record, in bytes.
 pub const MAX_NAME: usize = 128;
-/// Objects that [`ImageArea::collect`] spares because they were asked for last: kernel
-/// and ramdisk of two guests that are being created.
-pub const SPARED: usize = 4;
 /// Longest record, in bytes.
 pub const MAX_RECORD: usize = 64 << 10;
 const BLOCK_SECTORS: u64 = BLOCK as u64 / SECTOR;
@@ -160,6 +160,17 @@ pub struct Space {
     pub free: u64,
 }
 
+/// What [`ImageArea::collect`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Objects removed.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of objects that are there only because of a [`Lease`].
+    pub leased: u64,
+}
+
 /// An open object: it is not removed while there is a handle. Can go to another vCPU.
 #[derive(Debug)]
 pub struct ObjectHandle {
@@ -216,22 +227,11 @@ struct State {
     /// Blocks of a catalog that may or may not be on the disk: it is being written, or the
     /// disk failed while it was. The next one takes its place.
     doubtful: Vec<Run>,
-    /// Objects that somebody asked for, the last one last: a create asks for its kernel,
-    /// then puts its ramdisk, and names both only after that.
-    recent: VecDeque<ObjectId>,
+    /// What creates in progress keep.
+    leases: Leases,
     /// Objects that are being removed: they are not opened any more.
     removing: Vec<ObjectId>,
     handles: alloc::collections::BTreeMap<ObjectId, Arc<AtomicU32>>,
-}
-
-impl State {
-    fn touch(&mut self, id: &ObjectId) {
-        self.recent.retain(|other| other != id);
-        self.recent.push_back(*id);
-        if self.recent.len() > SPARED {
-            self.recent.pop_front();
-        }
-    }
 }
 
 struct Shared<D> {
@@ -306,7 +306,7 @@ impl<D: Disk> ImageArea<D> {
                 catalog,
                 reserved: Vec::new(),
                 doubtful: Vec::new(),
-                recent: VecDeque::new(),
+                leases: Leases::default(),
                 removing: Vec::new(),
                 handles: alloc::collections::BTreeMap::new(),
             }),
@@ -318,15 +318,6 @@ impl<D: Disk> ImageArea<D> {
     /// The area's bytes, for [`ObjectHandle::read`] on this vCPU.
     pub fn io(&self) -> &ByteIo<D> {
         &self.0.io
-    }
-
-    /// Whether an object is there, and how long it is. Asking keeps it from being
-    /// collected until others were asked for: see [`Self::collect`].
-    pub fn has(&self, id: &ObjectId) -> Option<u64> {
-        let mut state = self.0.state.borrow_mut();
-        let len = state.catalog.objects.get(id)?.len;
-        state.touch(id);
-        Some(len)
     }
 
     /// All objects with their lengths.
@@ -344,7 +335,6 @@ impl<D: Disk> ImageArea<D> {
         }
         let place = state.catalog.objects.get(id).ok_or(ImageError::NotFound)?;
         let place = Arc::new(place.clone());
-        state.touch(id);
         let count = state.handles.entry(*id).or_default().clone();
         count.fetch_add(1, Ordering::AcqRel);
         Ok(ObjectHandle {
@@ -383,27 +373,34 @@ impl<D: Disk> ImageArea<D> {
                 catalog.objects.remove(id);
             }
         })
-        .await
+        .await?;
+        let mut state = self.0.state.borrow_mut();
+        ids.iter().for_each(|id| state.leases.forget(id));
+        Ok(())
     }
 
-    /// Removes every object that is neither open nor wanted, nor among the
-    /// [`SPARED`] that were put or asked for last; how many, and their bytes.
+    /// Removes every object that is neither open nor wanted, nor kept by a [`Lease`].
     pub async fn collect(
         &self,
+        now: Duration,
         wanted: impl Fn(&ObjectId) -> bool,
-    ) -> Result<(usize, u64), ImageError> {
+    ) -> Result<Collected, ImageError> {
         let _guard = self.lock().await;
-        let objects = self.objects();
-        let gone: Vec<_> = objects
-            .into_iter()
-            .filter(|(id, _)| !wanted(id) && self.in_use(id) == 0 && !self.is_recent(id))
-            .collect();
-        if gone.is_empty() {
-            return Ok((0, 0));
+        let mut objects = self.objects();
+        objects.retain(|(id, _)| !wanted(id) && self.in_use(id) == 0);
+        let leased = |(id, _): &(ObjectId, u64)| self.0.state.borrow().leases.keep(id, now);
+        let (leased, gone): (Vec<_>, Vec<_>) = objects.into_iter().partition(leased);
+        let bytes = |objects: &[(ObjectId, u64)]| objects.iter().map(|(_, len)| len).sum();
+        let collected = Collected {
+            objects: gone.len(),
+            bytes: bytes(&gone),
+            leased: bytes(&leased),
+        };
+        if !gone.is_empty() {
+            let ids: Vec<_> = gone.iter().map(|(id, _)| *id).collect();
+            self.drop_objects(&ids).await?;
         }
-        let ids: Vec<_> = gone.iter().map(|(id, _)| *id).collect();
-        self.drop_objects(&ids).await?;
-        Ok((gone.len(), gone.iter().map(|(_, len)| len).sum()))
+        Ok(collected)
     }
 
     /// Writes a record, in the place of one of the same name.
@@ -501,10 +498,6 @@ impl<D: Disk> ImageArea<D> {
         }
     }
 
-    fn is_recent(&self, id: &ObjectId) -> bool {
-        self.0.state.borrow().recent.contains(id)
-    }
-
     fn in_use(&self, id: &ObjectId) -> u32 {
         let state = self.0.state.borrow();
         state
@@ -570,6 +563,22 @@ impl<D: Disk> ImageArea<D> {
         state.catalog = next;
         state.doubtful.clear();
         Ok(())
+    }
+}
+
+impl<D> ImageArea<D> {
+    /// A lease that keeps nothing yet.
+    pub fn lease(&self) -> Lease<D> {
+        Lease::new(self.clone())
+    }
+
+    /// Whether an object is there, and how long it is. It may be collected the next moment,
+    /// unless one asks through a [`Lease`]. One that is being removed is not there: a create
+    /// must not hear that it need not be put.
+    pub fn has(&self, id: &ObjectId) -> Option<u64> {
+        let state = self.0.state.borrow();
+        let place = state.catalog.objects.get(id)?;
+        (!state.removing.contains(id)).then_some(place.len)
     }
 }
 

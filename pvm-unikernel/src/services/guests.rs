@@ -7,7 +7,7 @@
 mod life;
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -90,6 +90,31 @@ pub struct Guests {
 }
 
 impl Guests {
+    /// The host is going down: from now on nothing is started.
+    pub fn leave(&self) {
+        self.leaving.set(true);
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.get()
+    }
+
+    /// That it is, for who wants it to do something else.
+    pub fn going_down(&self) -> RpcError {
+        let guests = self.all();
+        let guests = guests.iter().filter(|guest| guest.is_waited_for()).count();
+        RpcError::GoingDown {
+            guests: u32::try_from(guests).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn check_staying(&self) -> Result<(), RpcError> {
+        match self.leaving.get() {
+            true => Err(self.going_down()),
+            false => Ok(()),
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> u32 {
         u32::try_from(self.table.borrow().len()).unwrap_or(u32::MAX)
@@ -121,7 +146,7 @@ impl Guests {
 
     /// Puts a guest into the table, if neither name nor UUID is taken.
     fn reserve(&self, config: GuestConfig) -> Result<Rc<Guest>, RpcError> {
-        check_name(&config.name)?;
+        check_guest_name(&config.name)?;
         let mut table = self.table.borrow_mut();
         if table.contains_key(&config.name) {
             return Err(RpcError::GuestExists { name: config.name });
@@ -180,6 +205,7 @@ impl Guests {
         paused: bool,
         brake: RestartBrake,
     ) -> Result<Created, RpcError> {
+        self.check_staying()?;
         let guest = self.reserve(config)?;
         guest.brake.set(brake);
         let mut turn = guest.turn.lock().await;
@@ -245,21 +271,24 @@ impl Guests {
         Ok(list)
     }
 
-    /// Pauses a guest's vCPUs.
+    /// Pauses a guest's vCPUs. Xen counts: twice would have to be undone twice.
     pub fn pause(&self, wanted: &GuestRef) -> Result<(), RpcError> {
         let (guest, domid) = self.find_domain(wanted)?;
-        guest.check_alive(domid)?;
+        guest.check_runs(domid)?;
         xen()?.pause_domain(domid).map_err(refused)
     }
 
     /// Lets a guest's vCPUs go on.
     pub fn unpause(&self, wanted: &GuestRef) -> Result<(), RpcError> {
         let (guest, domid) = self.find_domain(wanted)?;
-        guest.check_alive(domid)?;
+        if guest.check_alive(domid)? != DomainState::Paused {
+            return Err(RpcError::NotPaused { name: guest.name() });
+        }
+        self.check_staying()?;
         xen()?.unpause_domain(domid).map_err(refused)
     }
 
-    /// Asks the guest to shut down or reboot.
+    /// Asks the guest to shut down or reboot. One that is paused would not hear it.
     pub fn ask_to_shut_down(
         &self,
         host: &Host,
@@ -267,10 +296,13 @@ impl Guests {
         kind: ShutdownKind,
     ) -> Result<(), RpcError> {
         let (guest, domid) = self.find_domain(wanted)?;
-        guest.check_alive(domid)?;
+        guest.check_runs(domid)?;
         let word = match kind {
             ShutdownKind::PowerOff => "poweroff",
-            ShutdownKind::Reboot => "reboot",
+            ShutdownKind::Reboot => {
+                self.check_staying()?;
+                "reboot"
+            }
         };
         let path = format!("/local/domain/{domid}/control/shutdown");
         host.store
@@ -297,7 +329,7 @@ impl Guests {
 
     /// Gives a guest another name, on its domain and in xenstore.
     pub fn rename(&self, host: &Host, wanted: &GuestRef, name: String) -> Result<(), RpcError> {
-        check_name(&name)?;
+        check_guest_name(&name)?;
         let guest = self.find(wanted)?;
         let mut table = self.table.borrow_mut();
         if table.contains_key(&name) {
@@ -377,25 +409,30 @@ impl Guests {
             .collect()
     }
 
-    /// Asks every guest to shut down and waits until none runs.
+    /// Asks every guest to shut down and waits until none runs: also those that were just
+    /// being made, or made anew.
     pub async fn shut_down_all(&self, host: &Rc<Host>) {
-        self.leaving.set(true);
-        for guest in self.all() {
-            let name = GuestRef::Name(guest.name());
-            if let Err(error) = self.ask_to_shut_down(host, &name, ShutdownKind::PowerOff) {
-                log::warn!("guest {name}: {error}");
+        let mut asked = BTreeSet::new();
+        loop {
+            let guests = self.all();
+            for guest in &guests {
+                let Some(domid) = guest.domid() else { continue };
+                if asked.insert(domid)
+                    && let Err(error) =
+                        self.ask_to_shut_down(host, &GuestRef::Id(domid.0), ShutdownKind::PowerOff)
+                {
+                    log::warn!("{guest}: not asked to shut down: {error}");
+                }
             }
-        }
-        // One that ended and is preserved stays.
-        let lives = |guest: &Rc<Guest>| guest.running.borrow().as_ref().is_none_or(|r| !r.ended);
-        while self.all().iter().any(lives) {
+            if !guests.iter().any(|guest| guest.is_waited_for()) {
+                return;
+            }
             time::sleep(WAIT_STEP).await;
         }
     }
 
     /// Ends every guest.
     pub async fn destroy_all(&self, host: &Rc<Host>) {
-        self.leaving.set(true);
         for guest in self.all() {
             let name = GuestRef::Name(guest.name());
             if let Err(error) = self.destroy(host, &name).await {
@@ -436,15 +473,41 @@ impl Guest {
         self.running.borrow().as_ref().map(|r| r.domid)
     }
 
-    fn check_alive(&self, domid: DomId) -> Result<(), RpcError> {
+    /// Its domain's end has been noticed, or begun.
+    fn has_ended(&self) -> bool {
+        self.running.borrow().as_ref().is_some_and(|r| r.ended)
+    }
+
+    /// Its domain's state; an error if that is one without return.
+    fn check_alive(&self, domid: DomId) -> Result<DomainState, RpcError> {
         let info = xen()?.domain_info(domid).map_err(refused)?;
-        match info.map(|info| info.state()) {
-            Some(DomainState::Running | DomainState::Blocked | DomainState::Paused) => Ok(()),
-            state => Err(RpcError::WrongState {
-                name: self.name(),
-                state: state.unwrap_or(DomainState::Dying),
-            }),
+        let state = info.map_or(DomainState::Dying, |info| info.state());
+        match state {
+            // Paused by us, to be taken down.
+            DomainState::Paused if self.has_ended() => Err(self.in_state(DomainState::Dying)),
+            DomainState::Running | DomainState::Blocked | DomainState::Paused => Ok(state),
+            _ => Err(self.in_state(state)),
         }
+    }
+
+    /// The same, and it is not paused.
+    fn check_runs(&self, domid: DomId) -> Result<(), RpcError> {
+        match self.check_alive(domid)? {
+            DomainState::Paused => Err(self.in_state(DomainState::Paused)),
+            _ => Ok(()),
+        }
+    }
+
+    fn in_state(&self, state: DomainState) -> RpcError {
+        let name = self.name();
+        RpcError::WrongState { name, state }
+    }
+
+    /// Whether a host that goes down waits for it: not for one that ended and is preserved,
+    /// nor for one that is paused, which cannot shut down.
+    fn is_waited_for(&self) -> bool {
+        let paused = |domid| matches!(self.check_alive(domid), Ok(DomainState::Paused));
+        !self.has_ended() && !self.domid().is_some_and(paused)
     }
 
     fn describe(&self, info: &DomainInfo) -> message::DomainInfo {
@@ -491,6 +554,18 @@ fn one_node(placement: &Placement) -> Option<NodeId> {
         [(node, _)] => Some(*node),
         _ => None,
     }
+}
+
+/// Checks a name that a guest shall get: what can be a name, but for the host's own.
+fn check_guest_name(name: &str) -> Result<(), RpcError> {
+    check_name(name)?;
+    if toolstack_boot::is_guest_name(name) {
+        return Ok(());
+    }
+    Err(RpcError::BadName {
+        name: name.into(),
+        why: "it is the host's own".into(),
+    })
 }
 
 fn xen() -> Result<Xen<'static, XenCalls>, RpcError> {

@@ -6,8 +6,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::cell::Cell;
+use core::pin::pin;
 use core::time::Duration;
 
+use futures_util::future::select;
 use toolstack_boot::HostConfig;
 use toolstack_domain::hypercalls::Hypercalls;
 use toolstack_domain::xen::{CallError, HostFacts, Xen};
@@ -18,7 +21,9 @@ use super::guests::Guests;
 use super::network::Network;
 use super::storage::Storage;
 use super::store::Store;
+use crate::exec;
 use crate::power::Power;
+use crate::sync::Notify;
 use crate::time;
 use crate::topology::Topology;
 use crate::xen_calls::XenCalls;
@@ -50,10 +55,40 @@ pub struct Host {
     pub storage: Option<Rc<Storage>>,
     /// Switch and NIC.
     pub network: Network,
+    /// How the host ends.
+    pub end: End,
+}
+
+/// How the host ends, once an administrator has asked for it.
+#[derive(Default)]
+pub struct End {
+    /// What was asked for.
+    asked: Cell<Option<PowerAction>>,
+    /// Without waiting for guests.
+    force: Cell<bool>,
+    /// `force` was set while guests were waited for.
+    hurry: Notify,
+    /// Answers to those who asked that may not have reached them.
+    answers: Cell<u32>,
+    /// There is one less of them.
+    answered: Notify,
+}
+
+/// An administrator's request to end the host, until he has the answer.
+pub struct Asking(Rc<Host>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let end = &self.0.end;
+        end.answers.set(end.answers.get() - 1);
+        end.answered.notify_all();
+    }
 }
 
 /// How long guests may take to shut down before the host goes anyway.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(120);
+/// How long the host stays for its answer to reach who asked for its end.
+pub const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// The most of Xen's console ring that is read: its default size is far below.
 const MAX_XEN_LOG: usize = 1 << 20;
 
@@ -91,26 +126,77 @@ impl Host {
         Ok(log)
     }
 
-    /// Ends all guests, quiesces the devices and turns the host off, or resets it.
-    pub async fn power_down(self: &Rc<Self>, action: PowerAction, force: bool) -> ! {
+    /// Turns the host off, or resets it: begins with it at once. Asked again it goes on, but
+    /// `force` counts, and what is asked for with it. It does not go before the result is
+    /// dropped, or [`ANSWER_TIME`] is over.
+    pub fn go_down(
+        self: &Rc<Self>,
+        action: PowerAction,
+        force: bool,
+    ) -> (Asking, Result<(), RpcError>) {
+        let end = &self.end;
+        end.answers.set(end.answers.get() + 1);
+        let asking = Asking(self.clone());
+        let first = end.asked.get().is_none();
+        if !first && (!force || end.force.get()) {
+            return (asking, Err(self.guests.going_down()));
+        }
         log::info!(
-            "host: going down: {action:?}{}",
-            if force { ", by force" } else { "" }
+            "host: going {}{}",
+            match action {
+                PowerAction::PowerOff => "to power off",
+                PowerAction::Reboot => "to reboot",
+            },
+            if force { ", without waiting" } else { "" }
         );
-        if !force {
-            let all = self.guests.shut_down_all(self);
-            if time::timeout(all, SHUTDOWN_TIME).await.is_err() {
-                log::warn!("host: guests did not shut down in {SHUTDOWN_TIME:?}: destroying them");
+        end.asked.set(Some(action));
+        end.force.set(force);
+        self.guests.leave();
+        if first {
+            exec::spawn_local(self.clone().power_down());
+        } else {
+            end.hurry.notify_all();
+        }
+        (asking, Ok(()))
+    }
+
+    /// Ends all guests, quiesces the devices and does what was asked for.
+    async fn power_down(self: Rc<Self>) {
+        if !self.end.force.get() {
+            let hurry = pin!(self.end.hurry.changed(self.end.hurry.generation()));
+            let all = pin!(self.guests.shut_down_all(&self));
+            if time::timeout(select(all, hurry), SHUTDOWN_TIME)
+                .await
+                .is_err()
+            {
+                log::warn!(
+                    "host: guests did not shut down in {} s: destroying them",
+                    SHUTDOWN_TIME.as_secs()
+                );
             }
         }
-        self.guests.destroy_all(self).await;
+        self.guests.destroy_all(&self).await;
         if let Some(storage) = &self.storage {
             storage.shut_down().await;
         }
+        if time::timeout(self.answered(), ANSWER_TIME).await.is_err() {
+            log::warn!("host: going without knowing that the answer arrived");
+        }
         self.network.quiesce();
-        match action {
-            PowerAction::PowerOff => self.power.off(),
-            PowerAction::Reboot => self.power.reboot(),
+        match self.end.asked.get() {
+            Some(PowerAction::PowerOff) => self.power.off(),
+            Some(PowerAction::Reboot) | None => self.power.reboot(),
+        }
+    }
+
+    /// Waits until all who asked for the host's end have their answers.
+    async fn answered(&self) {
+        loop {
+            let seen = self.end.answered.generation();
+            if self.end.answers.get() == 0 {
+                return;
+            }
+            self.end.answered.changed(seen).await;
         }
     }
 }

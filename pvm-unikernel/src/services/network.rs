@@ -2,6 +2,7 @@
 //! own stack.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,8 +14,9 @@ use backend_net::{Limits, LocalPort, Port, Stopper, Switch, stop_pair};
 use driver_igb::Igb;
 use driver_pci::Function;
 use hal::Node;
-use hal::net::{Link, MacAddr, NetDevice, PacketPool};
-use toolstack_boot::Nic;
+use hal::net::{Filtering, Link, MacAddr, NetDevice, PacketPool};
+use toolstack_boot::nic::{Found, FoundState, NoNic};
+use toolstack_boot::{Nic, PciAddress};
 
 use crate::arch::{MAX_VCPUS, PerCpu};
 use crate::clock::VcpuTimer;
@@ -45,74 +47,70 @@ pub fn pool(topology: &Topology) -> PacketPool {
 /// The host's network.
 pub struct Network {
     switch: Switch,
-    nic: Option<Arc<Igb>>,
-    function: Option<Rc<XenPciFunction>>,
+    nic: Arc<Igb>,
+    function: Rc<XenPciFunction>,
     /// Ends the NIC queues' tasks when dropped.
     stoppers: Vec<Stopper>,
     topology: Arc<Topology>,
 }
 
 impl Network {
-    /// Starts the NIC that carries the management address, and its queues' tasks. Without a
-    /// usable NIC there is still a switch, for traffic between guests.
+    /// Starts the NIC that carries the management address, and its queues' tasks.
+    ///
+    /// # Errors
+    /// There is none such. Another one is not taken for it: it may be in a network where
+    /// nobody expects the host, and that must not reach it.
     pub async fn start(
         ecam: &Rc<Ecam>,
         functions: &[Function],
         wanted: Nic,
         topology: &Arc<Topology>,
-    ) -> Self {
-        let mut network = Self {
-            switch: Switch::new(),
-            nic: None,
-            function: None,
-            stoppers: Vec::new(),
-            topology: topology.clone(),
-        };
+    ) -> Result<Self, NoNic> {
         let candidates = functions
             .iter()
             .filter(|f| driver_igb::IDS.contains(&(f.vendor, f.device)));
-        for (index, function) in (0u32..).zip(candidates) {
-            let chosen = match wanted {
-                Nic::Index(n) => n == index,
-                Nic::Pci(at) => {
-                    function.address.segment == at.segment
-                        && function.address.bus == at.bus
-                        && function.address.devfn == at.device << 3 | at.function
+        let mut chosen = None;
+        let mut found = Vec::new();
+        for (index, function) in candidates.enumerate() {
+            let address = pci_address(function);
+            let state = if chosen.is_some() || !wanted.may_be(index, address) {
+                log::info!("network: NIC {address} is not the management NIC: left alone");
+                FoundState::NotTried
+            } else {
+                match start_nic(ecam, *function, topology).await {
+                    Ok((_, nic)) if matches!(wanted, Nic::Mac(mac) if mac != nic.mac().0) => {
+                        FoundState::Other(nic.mac().0)
+                    }
+                    Ok(started) => {
+                        chosen = Some(started);
+                        continue;
+                    }
+                    Err(error) => {
+                        log::error!("network: NIC {address}: {error}");
+                        FoundState::Broken
+                    }
                 }
-                // Known once the device is started.
-                Nic::Mac(_) => true,
             };
-            if !chosen || network.nic.is_some() {
-                log::info!(
-                    "network: NIC {} is not the management NIC: left alone",
-                    function.address
-                );
-                continue;
-            }
-            match start_nic(ecam, *function, topology).await {
-                Ok((_, nic)) if matches!(wanted, Nic::Mac(mac) if mac != nic.mac().0) => {}
-                Ok((function, nic)) => network.attach(function, nic),
-                Err(error) => log::error!("network: NIC {}: {error}", function.address),
-            }
+            found.push(Found { address, state });
         }
-        if network.nic.is_none() {
-            log::error!("network: no usable NIC for {wanted:?}: guests reach each other only");
-        }
-        network
+        let (function, nic) = chosen.ok_or(NoNic { wanted, found })?;
+        Ok(Self::attach(function, nic, topology))
     }
 
-    fn attach(&mut self, function: XenPciFunction, nic: Igb) {
+    fn attach(function: XenPciFunction, nic: Igb, topology: &Arc<Topology>) -> Self {
         let address = function.function().address;
-        log::info!(
-            "network: NIC {address}, MAC {}, {} queues",
-            nic.mac(),
-            nic.queues()
-        );
+        let queues = match nic.queues() {
+            1 => "1 queue".into(),
+            many => format!("{many} queues"),
+        };
+        log::info!("network: NIC {address}, MAC {}, {queues}", nic.mac());
         let (function, nic) = (Rc::new(function), Arc::new(nic));
         match function.bind_vector(nic.link_vector(), exec::current()) {
             Ok(line) => drop(exec::spawn_local(follow_link(nic.clone(), line))),
             Err(error) => log::error!("network: NIC {address}: link interrupt: {error}"),
         }
+        let switch = Switch::new();
+        let mut stoppers = Vec::new();
         for queue in 0..nic.queues() {
             let vcpu = nic.queue_vcpu(queue);
             let line = match function.bind_vector(nic.queue_vector(queue), vcpu) {
@@ -123,8 +121,8 @@ impl Network {
                 }
             };
             let (stopper, stop) = stop_pair();
-            self.stoppers.push(stopper);
-            let (nic, switch, topology) = (nic.clone(), self.switch.clone(), self.topology.clone());
+            stoppers.push(stopper);
+            let (nic, switch, topology) = (nic.clone(), switch.clone(), topology.clone());
             exec::spawn_on(vcpu, move || async move {
                 let pool = pool(&topology);
                 let port = match switch.add_uplink(vcpu, Limits::UPLINK) {
@@ -146,8 +144,13 @@ impl Network {
                 uplink::serve(uplink, stop).await;
             });
         }
-        self.nic = Some(nic);
-        self.function = Some(function);
+        Self {
+            switch,
+            nic,
+            function,
+            stoppers,
+            topology: topology.clone(),
+        }
     }
 
     /// Whether a guest device may have this address: somebody else may have it already.
@@ -163,24 +166,17 @@ impl Network {
     }
 
     /// The place of our own stack, on the running vCPU, with the NIC's address.
-    pub fn local_port(&self) -> Option<LocalPort> {
-        let mac = self.nic.as_ref()?.mac();
-        let port = match self.switch.add_port(mac, Limits::LOCAL) {
-            Ok(port) => port,
-            Err(error) => {
-                log::error!("network: management port: {error}");
-                return None;
-            }
-        };
+    pub fn local_port(&self) -> Result<LocalPort, SwitchError> {
+        let port = self.switch.add_port(self.nic.mac(), Limits::LOCAL)?;
         self.set_filters();
-        Some(LocalPort::new(port, exec::current(), pool(&self.topology)))
+        Ok(LocalPort::new(port, exec::current(), pool(&self.topology)))
     }
 
     /// Has the NIC accept frames for every port. To be called again after a port went.
     pub fn set_filters(&self) {
-        if let Some(nic) = &self.nic {
-            let filtering = nic.set_unicast_filters(&self.switch.addresses());
-            log::debug!("network: filtering {filtering:?}");
+        match self.nic.set_unicast_filters(&self.switch.addresses()) {
+            Filtering::Exact => log::debug!("network: the NIC takes frames by address"),
+            Filtering::Promiscuous => log::debug!("network: the NIC takes all frames"),
         }
     }
 
@@ -189,9 +185,18 @@ impl Network {
         for stopper in &self.stoppers {
             stopper.stop();
         }
-        if let Some(function) = &self.function {
-            function.quiesce();
-        }
+        self.function.quiesce();
+    }
+}
+
+/// A PCI function's place as options name it.
+fn pci_address(function: &Function) -> PciAddress {
+    let at = function.address;
+    PciAddress {
+        segment: at.segment,
+        bus: at.bus,
+        device: at.devfn >> 3,
+        function: at.devfn & 7,
     }
 }
 

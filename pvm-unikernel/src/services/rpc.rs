@@ -18,8 +18,9 @@ use toolstack_rpc::{
     ConnectionError, PrivateKey, PublicKey, Request, Response, RpcError, ServerConnection,
 };
 
-use super::host::Host;
+use super::host::{ANSWER_TIME, Host};
 use super::stack::{Closed, Connection, ConnectionId, PeerName, Stack};
+use super::storage::ImageLease;
 use crate::{exec, log as host_log, rng, time};
 
 /// Administrators served at once; further ones are told that the host is busy.
@@ -112,8 +113,9 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
                 let told =
                     time::timeout(server::refuse_busy(&mut connection), HANDSHAKE_TIME).await;
                 log::debug!(
-                    "rpc: {}: refused, too many clients: {told:?}",
-                    connection.peer()
+                    "rpc: {}: refused, too many clients{}",
+                    connection.peer(),
+                    heard(&told)
                 );
                 // Before its connection, whose name may then be another's.
                 drop(stranger);
@@ -141,7 +143,7 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
                 let busy = client.respond_error(RpcError::Busy { what });
                 let told = time::timeout(busy, HANDSHAKE_TIME).await;
                 drop(stranger);
-                return log::debug!("rpc: {peer}: refused, too many clients: {told:?}");
+                return log::debug!("rpc: {peer}: refused, too many clients{}", heard(&told));
             }
             let _counted = Counted::new(&clients);
             drop(stranger);
@@ -153,9 +155,18 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
     }
 }
 
+/// Whether who was refused was told so, for the log.
+fn heard(told: &Result<Result<(), Ended>, time::Elapsed>) -> &'static str {
+    match told {
+        Ok(Ok(())) => "",
+        _ => "; it did not hear of it",
+    }
+}
+
 async fn serve_client(host: &Rc<Host>, client: &mut Client) -> Result<(), Ended> {
+    let lease = host.storage.as_ref().map(|storage| storage.image_lease());
     while let Some(request) = client.next_request().await? {
-        serve_request(host, client, request).await?;
+        serve_request(host, client, lease.as_ref(), request).await?;
     }
     Ok(())
 }
@@ -163,6 +174,7 @@ async fn serve_client(host: &Rc<Host>, client: &mut Client) -> Result<(), Ended>
 async fn serve_request(
     host: &Rc<Host>,
     client: &mut Client,
+    lease: Option<&ImageLease>,
     request: Request,
 ) -> Result<(), Ended> {
     match request {
@@ -174,6 +186,9 @@ async fn serve_request(
         }
         Request::DomainCreate { config, paused } => {
             let created = host.guests.create(host, *config, paused).await;
+            if let Some(lease) = lease {
+                lease.release();
+            }
             let response = created.map(|c| Response::Created {
                 domid: c.domid.0,
                 node: c.node.map(|n| n.0),
@@ -218,15 +233,21 @@ async fn serve_request(
             Err(error) => client.respond_error(error).await,
         },
         Request::HostPower { action, force } => {
-            client.respond_result(Ok(())).await?;
-            host.power_down(action, force).await
+            let (asking, begun) = host.go_down(action, force);
+            client.respond_result(begun).await?;
+            // A client that has the answer ends the connection; one that does not may go on.
+            let _ended: bool = time::timeout(client.stream().ended(), ANSWER_TIME)
+                .await
+                .is_ok();
+            drop(asking);
+            Ok(())
         }
         Request::XenstoreList { path } => match host.store.dump(&path) {
             Ok(text) => client.respond_stream(text.as_bytes()).await,
             Err(error) => client.respond_error(error).await,
         },
-        Request::ImageHas { ids } => volumes::image_has(host, client, &ids).await,
-        Request::ImagePut { id, len } => volumes::image_put(host, client, id, len).await,
+        Request::ImageHas { ids } => volumes::image_has(client, lease, &ids).await,
+        Request::ImagePut { id, len } => volumes::image_put(host, client, lease, id, len).await,
         Request::VolumeCreate { name, size } => volumes::create(host, client, &name, size).await,
         Request::VolumeImport {
             name,

@@ -35,7 +35,7 @@ use crate::topology::Topology;
 use crate::{exec, rng};
 
 pub use claims::VolumeClaim;
-pub use images::{Needed, area_error};
+pub use images::{ImageLease, Needed, area_error};
 
 /// PCI class of an NVMe controller.
 const NVME_CLASS: u32 = 0x01_0802;

@@ -240,7 +240,9 @@ pub(crate) fn guest_list<'n>(
         let problem = if guests.len() == MAX_GUESTS {
             Problem::TooMuch("256 guests")
         } else if !is_guest_name(name) {
-            Problem::Expected("a guest's name (1 to 64 letters, digits and +-._, not digits alone)")
+            Problem::Expected(
+                "a guest's name (1 to 64 letters, digits and +-._, not digits alone, not Domain-0)",
+            )
         } else if guests.iter().any(|g| g == name) {
             Problem::Repeated
         } else {

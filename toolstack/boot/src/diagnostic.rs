@@ -65,6 +65,13 @@ pub enum Problem {
     Expected(&'static str),
     /// A value that only means something together with another; which.
     Needs(&'static str),
+    /// More main-container vCPUs than the host can spare.
+    TooManyCores {
+        /// The most.
+        most: u32,
+        /// vCPUs there are.
+        vcpus: u32,
+    },
     /// The same thing twice in a list.
     Repeated,
 }
@@ -90,6 +97,9 @@ impl fmt::Display for Problem {
             Problem::SecretInTheOpen => f.write_str("a secret does not belong here"),
             Problem::Expected(what) => write!(f, "expected {what}"),
             Problem::Needs(what) => write!(f, "needs {what}"),
+            Problem::TooManyCores { most, vcpus } => {
+                write!(f, "at most {most} of {vcpus}, so that guests have a core")
+            }
             Problem::Repeated => f.write_str("repeated"),
         }
     }

@@ -31,10 +31,12 @@ pub mod archive;
 pub mod cpio;
 mod diagnostic;
 pub mod keys;
+pub mod nic;
 pub mod settings;
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::Ipv4Addr;
 
 pub use diagnostic::{Decision, Diagnostic, Problem, Source};
@@ -86,6 +88,18 @@ pub struct PciAddress {
     pub device: u8,
     /// Function, below 8.
     pub function: u8,
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            segment,
+            bus,
+            device,
+            function,
+        } = self;
+        write!(f, "{segment:04x}:{bus:02x}:{device:02x}.{function}")
+    }
 }
 
 /// How the management address is found.
@@ -153,7 +167,8 @@ pub struct HostConfig {
     pub address: Address,
     /// TCP port of the management RPC.
     pub rpc_port: u16,
-    /// Number of main-container vCPUs, from 1; the kernel lowers it to what there is.
+    /// Number of main-container vCPUs, from 1; so that guests keep one, if there is more than
+    /// one.
     pub mc_cores: u32,
     /// What reaches the console.
     pub log_level: LogLevel,
@@ -188,13 +203,33 @@ impl Default for HostConfig {
     }
 }
 
-/// Reads the command line and the boot archive.
+/// What counts before the archive can be read: the command line's options of the log and of
+/// a panic, if they are there and good. Silent: [`parse`] says what is wrong with them.
+#[must_use]
+pub fn early(command_line: &[u8]) -> (Option<LogLevel>, Option<PanicAction>) {
+    let mut settings = settings::Settings::default();
+    settings.read_command_line(command_line, &mut diagnostic::Log::default());
+    settings.early()
+}
+
+/// [`parse_for`] a host of any size.
+#[must_use]
+pub fn parse(command_line: &[u8], archive: Option<&[u8]>) -> (HostConfig, Vec<Diagnostic>) {
+    parse_for(u32::MAX, command_line, archive)
+}
+
+/// Reads the command line and the boot archive of a host whose privileged VM has `vcpus`
+/// vCPUs.
 ///
 /// `command_line` is as Xen's start info holds it, up to its NUL or end; `archive` is the
 /// boot module, if there is one. The host must not start if any diagnostic
 /// [is fatal](Diagnostic::is_fatal).
 #[must_use]
-pub fn parse(command_line: &[u8], archive: Option<&[u8]>) -> (HostConfig, Vec<Diagnostic>) {
+pub fn parse_for(
+    vcpus: u32,
+    command_line: &[u8],
+    archive: Option<&[u8]>,
+) -> (HostConfig, Vec<Diagnostic>) {
     let mut log = diagnostic::Log::default();
     let mut config = HostConfig::default();
     let mut settings = settings::Settings::default();
@@ -217,7 +252,7 @@ pub fn parse(command_line: &[u8], archive: Option<&[u8]>) -> (HostConfig, Vec<Di
         .text(archive::GUESTS, &mut log)
         .map(|text| archive::guests(text, &mut log))
         .unwrap_or_default();
-    settings.apply(&mut config, &mut log);
+    settings.apply(&mut config, vcpus, &mut log);
 
     config.host_key = files.host_key(&mut log);
     config.administrators = files.administrators(&mut log);
@@ -225,10 +260,12 @@ pub fn parse(command_line: &[u8], archive: Option<&[u8]>) -> (HostConfig, Vec<Di
 }
 
 /// Whether `name` may name a guest: 1 to 64 letters, digits and `+-._`, not beginning with
-/// `-` or `.`, and not digits alone, which would be a domid. The RPC has the same rule.
+/// `-` or `.`, not digits alone, which would be a domid, and not the host's own. The RPC and
+/// the host have the same rule.
 #[must_use]
 pub fn is_guest_name(name: &str) -> bool {
     (1..=MAX_GUEST_NAME).contains(&name.len())
+        && name != "Domain-0"
         && !name.starts_with(['-', '.'])
         && !name.bytes().all(|b| b.is_ascii_digit())
         && name

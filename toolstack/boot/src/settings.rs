@@ -8,7 +8,7 @@
 //! | `gateway`  | an address in the network of `ip`                            | none     |
 //! | `dns`      | an address                                                   | none     |
 //! | `port`     | TCP port of the management RPC, 1 to 65535                    | `8006`   |
-//! | `mc`       | vCPUs of the main container, 1 to 64                          | `1`      |
+//! | `mc`       | vCPUs of the main container, 1 to 64, below the number of all | `1`      |
 //! | `loglevel` | `error`, `warn`, `info`, `debug` or `trace`                   | `info`   |
 //! | `panic`    | `halt`, or seconds until the reboot, at most 86400; 0: at once | `10`     |
 //! | `guests`   | on the command line only: names with commas, or `none`        |          |
@@ -121,8 +121,15 @@ impl<'a> Settings<'a> {
         value
     }
 
+    /// The options of the log and of a panic, where they are good.
+    pub(crate) fn early(&self) -> (Option<LogLevel>, Option<PanicAction>) {
+        let level = self.get("loglevel").and_then(|(_, text)| log_level(text));
+        let action = self.get("panic").and_then(|(_, text)| panic_action(text));
+        (level, action)
+    }
+
     /// Puts what is set and good into `config`.
-    pub(crate) fn apply(&self, config: &mut HostConfig, log: &mut Log) {
+    pub(crate) fn apply(&self, config: &mut HostConfig, vcpus: u32, log: &mut Log) {
         if self.get("hostname").is_none() {
             let default = Decision::Default("closer");
             log.push(
@@ -166,7 +173,8 @@ impl<'a> Settings<'a> {
             "a number from 1 to 64",
             Decision::Default("1"),
             log,
-        ) {
+        ) && self.leaves_a_core(mc, vcpus, log)
+        {
             config.mc_cores = mc;
         }
         if let Some(level) = self.value(
@@ -202,6 +210,18 @@ impl<'a> Settings<'a> {
             }
             None => {}
         }
+    }
+
+    /// Whether guests keep a core of the host, if it has more than one.
+    fn leaves_a_core(&self, mc: u32, vcpus: u32, log: &mut Log) -> bool {
+        let most = vcpus.saturating_sub(1).max(1);
+        if mc > most
+            && let Some((source, text)) = self.get("mc")
+        {
+            let problem = Problem::TooManyCores { most, vcpus };
+            log.push(source, "mc", text, problem, Decision::Default("1"));
+        }
+        mc <= most
     }
 
     fn address(&self, log: &mut Log) -> Option<Address> {
@@ -377,19 +397,7 @@ fn may_be_gateway(gateway: Ipv4Addr, address: Ipv4Addr, prefix: u8) -> bool {
 
 /// `closer.conf` for a configuration.
 pub(crate) fn to_text(config: &HostConfig) -> String {
-    let mut text = format!("hostname = {}\n", config.hostname);
-    match config.nic {
-        Nic::Index(index) => text += &format!("nic = {index}\n"),
-        Nic::Mac([a, b, c, d, e, f]) => {
-            text += &format!("nic = {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}\n");
-        }
-        Nic::Pci(p) => {
-            text += &format!(
-                "nic = {:04x}:{:02x}:{:02x}.{}\n",
-                p.segment, p.bus, p.device, p.function
-            );
-        }
-    }
+    let mut text = format!("hostname = {}\nnic = {}\n", config.hostname, config.nic);
     match config.address {
         Address::Dhcp => text += "ip = dhcp\n",
         Address::Static {

@@ -175,7 +175,7 @@ fn each_bad_value_gives_one_line_and_its_default() {
         ),
         (
             "guests=a,/etc",
-            "command line: /etc: expected a guest's name (1 to 64 letters, digits and +-._, not digits alone); ignored",
+            "command line: /etc: expected a guest's name (1 to 64 letters, digits and +-._, not digits alone, not Domain-0); ignored",
         ),
         (
             "mc=1\u{7f}\u{e9}",
@@ -198,6 +198,141 @@ fn each_bad_value_gives_one_line_and_its_default() {
         };
         assert_eq!(config, default, "{option}");
     }
+}
+
+#[test]
+fn guests_keep_a_core_whatever_mc_says() {
+    let conf = archive("hostname = a");
+    let complaint = |vcpus, line: &str| {
+        let (config, complaints) = parse_for(vcpus, line.as_bytes(), Some(&conf));
+        (config.mc_cores, lines(&complaints))
+    };
+    assert_eq!(complaint(4, "mc=3"), (3, vec![]));
+    assert_eq!(complaint(1, "mc=1"), (1, vec![]));
+    for (vcpus, line, most) in [
+        (4, "mc=4", "3 of 4"),
+        (4, "mc=64", "3 of 4"),
+        (1, "mc=2", "1 of 1"),
+    ] {
+        let line_wanted =
+            format!("command line: {line}: at most {most}, so that guests have a core; using 1");
+        assert_eq!(complaint(vcpus, line), (1, vec![line_wanted]), "{line}");
+    }
+}
+
+/// What holds before the archive is read is what holds afterwards.
+#[test]
+fn early_options_are_those_of_the_parser() {
+    for line in [
+        "",
+        "loglevel=debug panic=halt",
+        "loglevel=off panic=86401",
+        "loglevel=DEBUG panic=+5",
+        "loglevel=loud panic=soon",
+        "panic=1 panic=2 loglevel=warn loglevel=error",
+        "selftest=panic panic=0",
+    ] {
+        let (config, _) = parse(line.as_bytes(), Some(&archive("")));
+        let (level, action) = early(line.as_bytes());
+        let default = HostConfig::default();
+        assert_eq!(
+            level.unwrap_or(default.log_level),
+            config.log_level,
+            "{line}"
+        );
+        assert_eq!(
+            action.unwrap_or(default.panic_action),
+            config.panic_action,
+            "{line}"
+        );
+    }
+    assert_eq!(early(b"loglevel=off panic=soon"), (None, None));
+    assert_eq!(
+        early(b"panic=1 panic=2").1,
+        Some(PanicAction::Reboot { after_s: 2 })
+    );
+}
+
+#[test]
+fn a_missing_management_nic_is_one_line_that_says_what_to_do() {
+    let address = |device| PciAddress {
+        segment: 0,
+        bus: 0,
+        device,
+        function: 0,
+    };
+    let line = |wanted: &str, found: &[nic::FoundState]| {
+        let (config, complaints) = parse(wanted.as_bytes(), Some(&archive("hostname = a")));
+        assert_eq!(complaints, []);
+        let found = (6..).zip(found);
+        let found = found.map(|(device, state)| nic::Found {
+            address: address(device),
+            state: *state,
+        });
+        let wanted = config.nic;
+        nic::NoNic {
+            wanted,
+            found: found.collect(),
+        }
+        .to_string()
+    };
+    use nic::FoundState::{Broken, NotTried, Other};
+    let mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+    let cases: [(&str, &[nic::FoundState], &str); 6] = [
+        (
+            "",
+            &[],
+            "it has no NIC that Closer has a driver for; add one",
+        ),
+        (
+            "nic=5",
+            &[NotTried, NotTried],
+            "nic=5 is not there; set nic= to one of: 0 (0000:00:06.0), 1 (0000:00:07.0)",
+        ),
+        (
+            "nic=0000:00:08.0",
+            &[NotTried],
+            "nic=0000:00:08.0 is not there; set nic= to one of: 0 (0000:00:06.0)",
+        ),
+        (
+            "nic=52:54:00:00:00:00",
+            &[Other(mac)],
+            "nic=52:54:00:00:00:00 is not there; set nic= to one of: 0 (0000:00:06.0, 52:54:00:12:34:56)",
+        ),
+        (
+            "nic=0",
+            &[Broken, NotTried],
+            "nic=0 does not work; set nic= to another of: 0 (0000:00:06.0, does not work), 1 (0000:00:07.0)",
+        ),
+        (
+            "nic=52:54:00:00:00:00",
+            &[Broken, Other(mac)],
+            "nic=52:54:00:00:00:00 is not there, or broken; there is: 0 (0000:00:06.0, does not work), 1 (0000:00:07.0, 52:54:00:12:34:56)",
+        ),
+    ];
+    for (wanted, found, expected) in cases {
+        let expected = format!("nobody could manage this host: {expected}");
+        assert_eq!(line(wanted, found), expected, "{wanted}");
+    }
+}
+
+#[test]
+fn the_nic_is_chosen_by_number_or_place() {
+    let at = |device| PciAddress {
+        segment: 0,
+        bus: 3,
+        device,
+        function: 0,
+    };
+    assert!(Nic::Index(1).may_be(1, at(0)) && !Nic::Index(1).may_be(0, at(1)));
+    assert!(Nic::Pci(at(2)).may_be(7, at(2)) && !Nic::Pci(at(2)).may_be(2, at(3)));
+    assert!(Nic::Mac([0; 6]).may_be(0, at(0)));
+}
+
+#[test]
+fn no_guest_has_the_name_of_the_host() {
+    assert!(!is_guest_name("Domain-0"));
+    assert!(is_guest_name("Domain-01") && is_guest_name("domain-0"));
 }
 
 #[test]

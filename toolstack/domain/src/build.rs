@@ -31,13 +31,15 @@ pub use pvh_layout::PvhLayout;
 use crate::config::{GuestConfig, GuestType};
 use crate::hypercalls::{Hypercalls, NodeId};
 use crate::xen::{CallError, NewDomain, Xen};
+use alloc::format;
 use alloc::vec::Vec;
+use core::fmt;
 use memory::Memory;
 use xen_abi::errno::Errno;
 use xen_abi::grant_table::{
     EntryV1, GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE, GTF_PERMIT_ACCESS,
 };
-use xen_abi::{DomId, EvtchnPort};
+use xen_abi::{DomId, EvtchnPort, PAGE_SIZE};
 
 const PAGE: u64 = xen_abi::PAGE_SIZE as u64;
 
@@ -48,6 +50,21 @@ pub struct Placement {
     pub pins: Vec<Vec<u32>>,
     /// How many pages come from each node; their sum is the guest's memory.
     pub memory: Vec<(NodeId, u64)>,
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (vcpu, cpus) in self.pins.iter().enumerate() {
+            let all: Vec<_> = cpus.iter().map(|cpu| format!("{cpu}")).collect();
+            write!(f, "vCPU {vcpu} on CPU {}, ", all.join(" or "))?;
+        }
+        for (at, (node, pages)) in self.memory.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            let mib = (pages * PAGE_SIZE as u64) >> 20;
+            write!(f, "{comma}{mib} MiB of node {node}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A domain that is built and paused.

@@ -71,14 +71,14 @@ pub enum RpcError {
     NotEnoughMemory {
         /// What it needs, with its page tables and the like, in MiB.
         asked_mib: u64,
-        /// What is free on each node, in MiB.
+        /// What is free for guests on each node, in MiB.
         free_mib: Vec<u64>,
     },
     /// More vCPUs than the host can carry.
     NotEnoughCpus {
         /// Asked for.
         asked: u32,
-        /// There are.
+        /// There are for guests: the main container's are not.
         present: u32,
     },
     /// A physical CPU that is not there, or not for guests.
@@ -188,6 +188,16 @@ pub enum RpcError {
         /// Why.
         why: String,
     },
+    /// Only a guest that is paused can be unpaused.
+    NotPaused {
+        /// The guest.
+        name: String,
+    },
+    /// The host is being switched off or reset, and starts nothing any more.
+    GoingDown {
+        /// Guests that it still waits for.
+        guests: u32,
+    },
 }
 
 impl RpcError {
@@ -222,6 +232,8 @@ impl RpcError {
             RpcError::Hypervisor { .. } => "hypervisor",
             RpcError::NoSuchNode { .. } => "no-such-node",
             RpcError::Failed { .. } => "failed",
+            RpcError::NotPaused { .. } => "not-paused",
+            RpcError::GoingDown { .. } => "going-down",
         }
     }
 }
@@ -275,7 +287,10 @@ impl fmt::Display for RpcError {
                 asked_mib,
                 free_mib,
             } => {
-                write!(f, "not enough memory: {asked_mib} MiB asked for, free: ")?;
+                write!(
+                    f,
+                    "not enough memory: {asked_mib} MiB asked for, free for guests: "
+                )?;
                 for (node, free) in free_mib.iter().enumerate() {
                     let comma = if node == 0 { "" } else { ", " };
                     write!(f, "{comma}{free} MiB on node {node}")?;
@@ -285,7 +300,7 @@ impl fmt::Display for RpcError {
             RpcError::NotEnoughCpus { asked, present } => {
                 write!(
                     f,
-                    "not enough CPUs: {asked} vCPUs asked for, the host has {present}"
+                    "not enough CPUs: {asked} vCPUs asked for, the host has {present} for guests"
                 )
             }
             RpcError::NoSuchCpu { cpu, present } => {
@@ -326,8 +341,64 @@ impl fmt::Display for RpcError {
             }
             RpcError::NoSuchNode { path } => write!(f, "no such xenstore node: {path}"),
             RpcError::Failed { what, why } => write!(f, "{what} failed: {why}"),
+            RpcError::NotPaused { name } => write!(f, "guest {name} is not paused"),
+            RpcError::GoingDown { guests } => {
+                f.write_str("the host is going down already")?;
+                match guests {
+                    0 => Ok(()),
+                    1 => f.write_str(", once 1 guest has ended"),
+                    many => write!(f, ", once {many} guests have ended"),
+                }
+            }
         }
     }
 }
 
 impl core::error::Error for RpcError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn refusals_name_what_the_administrator_can_act_on() {
+        let name = String::from("a");
+        let table = [
+            (
+                RpcError::NotEnoughCpus {
+                    asked: 4,
+                    present: 3,
+                },
+                "not enough CPUs: 4 vCPUs asked for, the host has 3 for guests",
+            ),
+            (RpcError::NotPaused { name }, "guest a is not paused"),
+            (
+                RpcError::GoingDown { guests: 0 },
+                "the host is going down already",
+            ),
+            (
+                RpcError::GoingDown { guests: 1 },
+                "the host is going down already, once 1 guest has ended",
+            ),
+            (
+                RpcError::GoingDown { guests: 2 },
+                "the host is going down already, once 2 guests have ended",
+            ),
+        ];
+        for (error, line) in table {
+            assert_eq!(error.to_string(), line);
+        }
+    }
+
+    /// Command lines of another age read the same: new variants come last.
+    #[test]
+    fn new_errors_do_not_move_old_ones() {
+        let coded = |error: &RpcError| postcard::to_allocvec(error).unwrap()[0];
+        let what = String::new();
+        let why = String::new();
+        assert_eq!(coded(&RpcError::UnknownRequest), 0);
+        assert_eq!(coded(&RpcError::Failed { what, why }), 26);
+        assert_eq!(coded(&RpcError::GoingDown { guests: 0 }), 28);
+    }
+}

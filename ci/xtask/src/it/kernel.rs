@@ -31,6 +31,10 @@ pub const TESTS: &[Test] = &[
         run: bad_options,
     },
     Test {
+        name: "a-host-without-its-nic-halts",
+        run: no_nic,
+    },
+    Test {
         name: "address-by-dhcp",
         run: dhcp,
     },
@@ -87,17 +91,53 @@ fn halt(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// One line for each; the host comes up.
+/// One line for each, whoever says it; the host comes up.
 fn bad_options(lab: &mut Lab) -> Result<Outcome> {
-    let bed = lab.boot_until("port=0 panic=soon mc=none colour=red", "closer: ready")?;
+    const OPTIONS: &str = "port=0 panic=soon loglevel=loud mc=64 colour=red";
+    let bed = lab.boot_until(OPTIONS, "closer: ready")?;
     let serial = bed.serial();
-    for key in ["port", "panic", "mc", "colour"] {
-        let lines = serial
-            .lines()
-            .filter(|line| line.contains("closer: command line: ") && line.contains(key));
-        ensure!(lines.count() == 1, "not one line about {key}");
+    for option in OPTIONS.split(' ') {
+        let lines: Vec<_> = own_lines(&serial, option).collect();
+        ensure!(
+            matches!(lines[..], [line] if line.contains("closer: command line: ")),
+            "not one line about {option}: {lines:#?}"
+        );
     }
-    lab.closer(&["info"])?;
+    let info = lab.json(&["info"])?;
+    ensure!(
+        info["mc_cpus"] == serde_json::json!([0]),
+        "Closer's own work is not on one core: {info}"
+    );
+    lab.stop()?;
+    passed()
+}
+
+/// The pVM's lines with a text, whatever level they have.
+fn own_lines<'a>(serial: &'a str, text: &'a str) -> impl Iterator<Item = &'a str> {
+    serial
+        .lines()
+        .filter(move |line| line.contains("closer: ") && line.contains(text))
+}
+
+/// One line says what was asked for, as it was, and what there is; it is never ready.
+fn no_nic(lab: &mut Lab) -> Result<Outcome> {
+    for (option, there) in [
+        ("nic=5", "one of: 0 (0000:"),
+        ("nic=52:54:00:00:00:00", "52:54:00:12:34:56"),
+    ] {
+        let halted = "closer: halted: nobody could manage this host: ";
+        let bed = lab.boot_until(option, halted)?;
+        // For what should not follow.
+        std::thread::sleep(Duration::from_secs(3));
+        let serial = bed.serial();
+        let lines: Vec<_> = own_lines(&serial, option).collect();
+        ensure!(
+            matches!(lines[..], [line] if line.contains(halted) && line.contains(there)),
+            "not one line about {option}: {lines:#?}"
+        );
+        ensure!(!serial.contains("closer: ready"), "{option}: it is ready");
+        ensure!(bed.is_running(), "{option}: the machine went down");
+    }
     lab.stop()?;
     passed()
 }

@@ -62,6 +62,14 @@ pub const TESTS: &[Test] = &[
         name: "host-powers-off",
         run: host_poweroff,
     },
+    Test {
+        name: "host-ends-with-an-answer-at-once",
+        run: host_ends_at_once,
+    },
+    Test {
+        name: "a-host-that-goes-down-starts-nothing",
+        run: going_down,
+    },
 ];
 
 fn shutdown(lab: &mut Lab) -> Result<Outcome> {
@@ -77,6 +85,7 @@ fn renamed(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = lab.boot(&GuestSpec::new("a").disk("v"))?;
     let old = lab.domid("a")?;
     lab.refused(&["volume", "remove", "v"], "guest a")?;
+    lab.refused(&["rename", "a", "Domain-0"], "it is the host's own")?;
     lab.closer(&["rename", "a", "b"])?;
     has_name(lab, "b")?;
     guest.ok("(sleep 1; /sbin/reboot) >/dev/null 2>&1 &")?;
@@ -213,13 +222,18 @@ fn crash_renames(lab: &mut Lab) -> Result<Outcome> {
 
 fn pause(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    lab.refused(&["unpause", "a"], "guest a is not paused")?;
     lab.closer(&["pause", "a"])?;
+    for verb in ["pause", "shutdown", "reboot"] {
+        lab.refused(&[verb, "a"], "guest a is paused")?;
+    }
     let listed = lab.listed("a")?.context("the paused guest is not listed")?;
     let state = listed["state"].as_str().unwrap_or_default().to_lowercase();
     ensure!(state == "paused", "its state is {state}, not paused");
     let silent = guest.console.run("true", Duration::from_secs(3));
     ensure!(silent.is_err(), "a paused guest answers");
     lab.closer(&["unpause", "a"])?;
+    lab.refused(&["unpause", "a"], "guest a is not paused")?;
     guest.console.wait_for_shell(CLI_LIMIT)?;
     passed()
 }
@@ -263,18 +277,24 @@ fn host_reboot(lab: &mut Lab) -> Result<Outcome> {
 fn reboot_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
     lab.boot(&GuestSpec::new("auto"))?;
     lab.closer(&["host", "reboot"])?;
+    wait_ready(lab, 2)?;
+    lab.attach("auto")?.console.wait_for_shell(BOOT_LIMIT)?;
+    passed()
+}
+
+/// Waits until the host has come up so many times since its machine was started.
+fn wait_ready(lab: &mut Lab, times: usize) -> Result<()> {
     let serial = lab.bed()?.files.serial();
     let deadline = Instant::now() + BOOT_LIMIT;
     while fs::read_to_string(&serial)?
         .matches("closer: ready")
         .count()
-        < 2
+        < times
     {
         ensure!(Instant::now() < deadline, "the host did not come back");
         thread::sleep(Duration::from_millis(300));
     }
-    lab.attach("auto")?.console.wait_for_shell(BOOT_LIMIT)?;
-    passed()
+    Ok(())
 }
 
 /// ACPI S5: QEMU ends by itself, though a reset would not end it. The next test boots the
@@ -298,5 +318,71 @@ fn poweroff_with_a_guest(lab: &mut Lab) -> Result<Outcome> {
         serial.matches("closer: ready").count() == 1,
         "the host reset before it was off"
     );
+    passed()
+}
+
+/// Without guests, or without waiting for them, the host is gone in no time; but who asked
+/// for it has his answer.
+fn host_ends_at_once(lab: &mut Lab) -> Result<Outcome> {
+    let options = BedOptions {
+        allow_reset: true,
+        ..lab.options.clone()
+    };
+    lab.with_options(options, end_at_once)
+}
+
+fn end_at_once(lab: &mut Lab) -> Result<Outcome> {
+    lab.closer(&["host", "reboot"])?;
+    wait_ready(lab, 2)?;
+    lab.closer(&["host", "reboot", "--force"])?;
+    wait_ready(lab, 3)?;
+    lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["host", "reboot", "--force"])?;
+    wait_ready(lab, 4)?;
+    lab.closer(&["host", "poweroff"])?;
+    lab.last_bed()?.wait_for_end(Duration::from_secs(90))?;
+    lab.boot(&GuestSpec::new("a"))?;
+    lab.closer(&["host", "poweroff", "--force"])?;
+    lab.last_bed()?.wait_for_end(Duration::from_secs(90))?;
+    passed()
+}
+
+/// While it waits for a guest that does not shut down, it takes only `--force`.
+fn going_down(lab: &mut Lab) -> Result<Outcome> {
+    let options = BedOptions {
+        allow_reset: true,
+        ..lab.options.clone()
+    };
+    lab.with_options(options, go_down_slowly)
+}
+
+fn go_down_slowly(lab: &mut Lab) -> Result<Outcome> {
+    let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    guest.ok("echo /bin/true > /proc/sys/kernel/poweroff_cmd")?;
+    lab.create(&GuestSpec::new("p"))?;
+    lab.closer(&["pause", "p"])?;
+    let late = lab.write_config(&GuestSpec::new("late"))?;
+    let late = late.to_str().context("the folder's name is not UTF-8")?;
+    lab.closer(&["host", "reboot"])?;
+    let refusal = "the host is going down already, once 1 guest has ended";
+    for verb in [
+        ["create", late],
+        ["unpause", "p"],
+        ["reboot", "a"],
+        ["host", "reboot"],
+        ["host", "poweroff"],
+    ] {
+        lab.refused(&verb, refusal)?;
+    }
+    ensure!(guest.ok("echo alive")? == "alive", "it did not wait");
+    lab.closer(&["host", "reboot", "--force"])?;
+    wait_ready(lab, 2)?;
+    let serial = lab.bed()?.serial();
+    ensure!(
+        !serial.contains("guests did not shut down"),
+        "--force waited for the guest"
+    );
+    let left = lab.guests()?;
+    ensure!(left.is_empty(), "started anew: {left:?}");
     passed()
 }

@@ -1,12 +1,13 @@
 //! Done when 1: the same on another Xen, and behind an IOMMU.
 
 use super::{Test, forwarding, passed};
-use crate::lab::{GuestSpec, Lab};
+use crate::lab::{GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::qemu::{BedOptions, HOST_ADDRESS, Nic, Switch};
 use crate::report::Outcome;
 use crate::setup::XenVersion;
 use crate::web;
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::time::Duration;
 
 const DISK_AND_NETWORK: Test = Test {
@@ -15,10 +16,16 @@ const DISK_AND_NETWORK: Test = Test {
 };
 
 pub const TESTS: &[Test] = &[DISK_AND_NETWORK];
-pub const ONE_SOCKET_TESTS: &[Test] = &[Test {
-    name: "second-nic-and-more-disks-are-left-alone",
-    run: left_alone,
-}];
+pub const ONE_SOCKET_TESTS: &[Test] = &[
+    Test {
+        name: "second-nic-and-more-disks-are-left-alone",
+        run: left_alone,
+    },
+    Test {
+        name: "images-of-ended-guests-make-room",
+        run: images_make_room,
+    },
+];
 pub const OLD_XEN_TESTS: &[Test] = &[DISK_AND_NETWORK, super::kernel::SELFTEST];
 
 const ADDRESS: &str = "10.0.2.30";
@@ -39,13 +46,14 @@ pub fn iommu() -> Result<BedOptions> {
     })
 }
 
-/// One socket of three cores, a second NIC, more disks.
+/// One socket of three cores, a second NIC, more disks, the first of them small.
 pub fn one_socket() -> Result<BedOptions> {
     Ok(BedOptions {
         sockets: 1,
         cores: 3,
         nic2: Some(Nic::Igb),
         extra_disk: vec![64, 128],
+        disk_size: 1024,
         ..forwarding(ADDRESS, 80)?
     })
 }
@@ -64,11 +72,34 @@ fn left_alone(lab: &mut Lab) -> Result<Outcome> {
         ensure!(seen == count, "{what:?} {seen} times, not {count}");
     }
     for number in 1..=2 {
-        let disk = std::fs::read(bed.files.extra_disk(number))?;
+        let disk = fs::read(bed.files.extra_disk(number))?;
         ensure!(
             disk.iter().all(|byte| *byte == 0),
             "disk {number} was written to"
         );
+    }
+    passed()
+}
+
+/// Ramdisks one after the other, of which the image area, a tenth of the disk, holds one
+/// or two next to the kernel.
+fn images_make_room(lab: &mut Lab) -> Result<Outcome> {
+    let file = lab.dir.join("ramdisk.bin");
+    let config = lab.write_config(&GuestSpec::new("g"))?;
+    let other = format!("ramdisk = \"{}\"", file.display());
+    let text = fs::read_to_string(&config)?;
+    let lines = text.lines().map(|line| match line {
+        line if line.starts_with("ramdisk = ") => other.as_str(),
+        line => line,
+    });
+    fs::write(&config, lines.collect::<Vec<_>>().join("\n"))?;
+    let config = config.to_string_lossy();
+    for round in 0..5_u8 {
+        // It is never run.
+        fs::write(&file, vec![round + 1; 30_000_000])?;
+        lab.closer_within(&["create", "-p", &config], TRANSFER_LIMIT)
+            .with_context(|| format!("ramdisk {round}"))?;
+        lab.closer(&["destroy", "g"])?;
     }
     passed()
 }

@@ -81,7 +81,7 @@ pub(super) async fn start(
         .await
         .map_err(unbuilt)?;
     let domid = built.domain;
-    log::info!("{guest}: domain {domid} built on {placement:?}");
+    log::info!("{guest}: domain {domid} built: {placement}");
     let node = one_node(&placement);
     *guest.running.borrow_mut() = Some(Running {
         domid,
@@ -265,14 +265,14 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
         return;
     }
     if next == Next::RenameRestart {
-        if !may_restart(&guest) {
+        if host.guests.is_leaving() || !may_restart(&guest) {
             // Each would leave a domain behind: the last one is kept as it is.
             return;
         }
         return rename_and_restart(&host, &guest, domid).await;
     }
     // Before the end, which may take time that the guest did not live.
-    let restart = next == Next::Restart && may_restart(&guest);
+    let restart = next == Next::Restart && !host.guests.is_leaving() && may_restart(&guest);
     if let Err(error) = end(&host, &guest).await {
         return log::error!("{guest}: {error}");
     }

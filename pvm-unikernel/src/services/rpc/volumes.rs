@@ -1,26 +1,35 @@
 //! Volumes and images: requests with streams of data.
 
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use backend_blk::gpt::Contents;
+use backend_blk::images::LEASE_TIME;
 use backend_blk::{BlockError, ByteIo, Disk, QueueDisk, SECTOR, Volume};
 use toolstack_domain::config::ImageId;
 use toolstack_rpc::error::Place;
 use toolstack_rpc::message::{ImportMode, VolumeInfo};
-use toolstack_rpc::transfer::TransferError;
-use toolstack_rpc::{Chunk, Response, RpcError};
+use toolstack_rpc::transfer::{Incoming, TransferError};
+use toolstack_rpc::{Chunk, ConnectionError, Response, RpcError};
 
-use super::{Client, Ended};
+use super::{Client, Connection, Ended};
 use crate::services::host::Host;
-use crate::services::storage::{CUT_OFF, Storage, UNFINISHED, VolumeClaim, area_error};
+use crate::services::storage::{CUT_OFF, ImageLease, Storage, UNFINISHED, VolumeClaim, area_error};
+use crate::time;
 
 /// Bytes written or read in one go.
 const STEP: usize = 64 * 1024;
 /// Images that one question may name.
 const MAX_QUESTION: usize = 64;
+/// What the last word to a client that stands still may take.
+const FAREWELL_TIME: Duration = Duration::from_secs(5);
+const NO_IMAGES: RpcError = RpcError::NoDisk {
+    place: Place::Images,
+};
 
 fn storage(host: &Host, place: Place) -> Result<&Rc<Storage>, RpcError> {
     host.storage.as_ref().ok_or(RpcError::NoDisk { place })
@@ -36,12 +45,16 @@ macro_rules! or_refuse {
     };
 }
 
-pub async fn image_has(host: &Host, client: &mut Client, ids: &[ImageId]) -> Result<(), Ended> {
-    let storage = or_refuse!(client, storage(host, Place::Images));
+pub async fn image_has(
+    client: &mut Client,
+    lease: Option<&ImageLease>,
+    ids: &[ImageId],
+) -> Result<(), Ended> {
+    let lease = or_refuse!(client, lease.ok_or(NO_IMAGES));
     let present = ids
         .iter()
         .take(MAX_QUESTION)
-        .map(|id| storage.has_image(id))
+        .map(|id| lease.has(id))
         .collect();
     client.respond(&Response::Present(present)).await
 }
@@ -49,30 +62,46 @@ pub async fn image_has(host: &Host, client: &mut Client, ids: &[ImageId]) -> Res
 pub async fn image_put(
     host: &Host,
     client: &mut Client,
+    lease: Option<&ImageLease>,
     id: ImageId,
     len: u64,
 ) -> Result<(), Ended> {
     let storage = or_refuse!(client, storage(host, Place::Images));
-    if storage.has_image(&id) {
+    let lease = or_refuse!(client, lease.ok_or(NO_IMAGES));
+    if lease.has(&id) {
         return client.respond(&Response::Done).await;
     }
     let needed = host.guests.needed(host);
     let mut put = or_refuse!(client, storage.put_image(&id, len, &needed).await);
-    client.respond(&Response::Ready { len: 0 }).await?;
+    // A client that stands still holds the space no longer than the lease.
+    let ready = client.respond(&Response::Ready { len: 0 });
+    let ready = time::timeout(ready, LEASE_TIME).await;
+    ready.unwrap_or(Err(ConnectionError::Cut))?;
     let mut incoming = client.incoming(Some(len));
     loop {
-        let written = match incoming.next().await {
+        let Ok(next) = time::timeout(incoming.next(), LEASE_TIME).await else {
+            drop(put);
+            return stalled(incoming).await;
+        };
+        let written = match next {
             Ok(None) => break,
             Ok(Some(Chunk::Bytes(bytes))) => put.write(bytes).await,
             Ok(Some(Chunk::Zeros(count))) => write_zeros(&mut put, count).await,
             Err(error) => return over(error),
         };
+        lease.renew();
         if let Err(error) = written {
+            drop(put);
             return incoming.reject(&area_error(error, len)).await;
         }
     }
     match put.commit().await {
-        Ok(_handle) => client.respond(&Response::Done).await,
+        Ok(image) => {
+            lease.keep(&image);
+            // Kept no longer than the lease, if the client does not take the answer.
+            drop(image);
+            client.respond(&Response::Done).await
+        }
         Err(backend_blk::images::ImageError::Mismatch(found)) => {
             client
                 .respond_error(RpcError::ImageCorrupt {
@@ -96,6 +125,15 @@ async fn write_zeros<D: Disk>(
         count -= now as u64;
     }
     Ok(())
+}
+
+/// Ends a connection whose client is there but sends nothing more, and tells it why in case
+/// it wakes. The frame that was waited for may be half read, so nothing else can follow.
+async fn stalled(incoming: Incoming<'_, Connection>) -> Result<(), Ended> {
+    let why = format!("nothing came for {} s", LEASE_TIME.as_secs());
+    let told = time::timeout(incoming.reject(&RpcError::Aborted { why }), FAREWELL_TIME).await;
+    log::info!("rpc: an upload is given up: nothing comes any more: {told:?}");
+    Err(ConnectionError::Cut)
 }
 
 /// A stream that ended early: only a broken connection ends the client's task.

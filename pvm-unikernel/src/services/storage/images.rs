@@ -7,8 +7,9 @@ use alloc::string::String;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
-use backend_blk::images::{ImageArea, ImageError, ObjectHandle, ObjectId, Put};
+use backend_blk::images::{Collected, ImageArea, ImageError, Lease, ObjectHandle, ObjectId, Put};
 use backend_blk::{QueueDisk, Volume};
 use toolstack_domain::build::{ImageError as SourceError, ImageSource};
 use toolstack_domain::config::{GuestConfig, ImageId};
@@ -17,6 +18,7 @@ use toolstack_rpc::error::Place;
 use toolstack_rpc::message::Space;
 
 use super::Storage;
+use crate::time;
 
 type Area = ImageArea<Volume<QueueDisk>>;
 
@@ -50,6 +52,37 @@ impl ImageSource for Images {
                 ImageError::OutOfRange => SourceError::TooShort { image, offset },
                 _ => SourceError::Io { image, offset },
             })
+    }
+}
+
+/// What a connection's create keeps until guests need it: the images that it asked for and
+/// those that it sent. It is the connection's, and ends with it.
+pub struct ImageLease(Lease<Volume<QueueDisk>>);
+
+/// The leases' time.
+fn now() -> Duration {
+    Duration::from_nanos(time::now_ns())
+}
+
+impl ImageLease {
+    /// Whether an image is there; it stays then.
+    pub fn has(&self, id: &ImageId) -> bool {
+        self.0.has(&ObjectId(id.0), now()).is_some()
+    }
+
+    /// Keeps an image that was just sent.
+    pub fn keep(&self, image: &ObjectHandle) {
+        self.0.keep(image, now());
+    }
+
+    /// The next piece of an image came.
+    pub fn renew(&self) {
+        self.0.renew(now());
+    }
+
+    /// The create is over: a guest needs the images now, or nobody does.
+    pub fn release(&self) {
+        self.0.release();
     }
 }
 
@@ -96,9 +129,9 @@ impl Storage {
         }
     }
 
-    /// Whether an image is there.
-    pub fn has_image(&self, id: &ImageId) -> bool {
-        self.area.has(&ObjectId(id.0)).is_some()
+    /// For a connection.
+    pub fn image_lease(&self) -> ImageLease {
+        ImageLease(self.area.lease())
     }
 
     /// Begins to take an image. A full area first forgets what is not `needed`.
@@ -120,7 +153,8 @@ impl Storage {
     }
 
     /// Forgets definitions of guests that are not needed, which a host leaves behind that
-    /// went down under them, then images that no guest and no definition needs.
+    /// went down under them, then images that no guest, no definition and no create in
+    /// progress needs.
     async fn make_room(&self, needed: &Needed<'_>) -> Result<(), RpcError> {
         let mut stored = BTreeSet::new();
         for name in self.area.records() {
@@ -150,9 +184,16 @@ impl Storage {
             }
         }
         let keep = |id: &ImageId| (needed.image)(id) || stored.contains(id);
-        let gone = self.area.collect(|id| keep(&ImageId(id.0))).await;
-        let (images, bytes) = gone.map_err(failed)?;
-        log::info!("storage: {images} images of {bytes} bytes forgotten: no guest needs them");
+        let collected = self.area.collect(now(), |id| keep(&ImageId(id.0))).await;
+        let Collected {
+            objects,
+            bytes,
+            leased,
+        } = collected.map_err(failed)?;
+        log::info!(
+            "storage: {objects} images of {bytes} bytes forgotten: no guest needs them; {leased} \
+             bytes kept for creates in progress"
+        );
         Ok(())
     }
 

@@ -141,9 +141,10 @@ fn more_than_the_host_has() {
     let bed = Bed::new().with_guest_files();
     let create = |setting: &str| bed.run(&["create", "web.cfg", setting]);
     create("memory=3000").fails(
-        "create web: not enough memory: 3000 MiB asked for, free: 1024 MiB on node 0, 1024 MiB on node 1",
+        "create web: not enough memory: 3000 MiB asked for, free for guests: 1024 MiB on node 0, 1024 MiB on node 1",
     );
-    create("vcpus=5").fails("create web: not enough CPUs: 5 vCPUs asked for, the host has 4");
+    create("vcpus=5")
+        .fails("create web: not enough CPUs: 5 vCPUs asked for, the host has 4 for guests");
     create("cpus=\"9\"").fails("create web: no CPU 9 for guests: the host has 4");
     create("disk=[\"none,raw,xvda,w\"]").fails("create web: no such volume: none");
     bed.run(&["volume", "create", "big", "1T"]).fails(
