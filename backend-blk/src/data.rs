@@ -15,8 +15,8 @@ use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
-use hal::DmaSegment;
 use hal::block::{BlockError, Hold};
+use hal::{DmaSegment, yield_now};
 use xen_abi::io::blkif::{self, RSP_EOPNOTSUPP, RSP_ERROR, RSP_OKAY};
 use xen_abi::{GrantRef, PAGE_SHIFT, PAGE_SIZE};
 use xen_ring::peer::{Access, CopyEnd, CopyOp, DeviceMapping, GrantStatus, Grants};
@@ -469,17 +469,4 @@ fn copy_ops(
         base += usize::from(part.len);
     }
     ops
-}
-
-/// Lets the vCPU's other tasks run.
-pub async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if core::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -17,7 +17,7 @@ use core::future::poll_fn;
 use core::pin::Pin;
 use core::task::{Context as TaskContext, Poll, Waker};
 use futures_util::stream::{FuturesUnordered, Stream};
-use hal::{DmaAllocator, Node};
+use hal::{DmaAllocator, Node, yield_now};
 use xen_abi::GrantRef;
 use xen_abi::io::blkif::RSP_ERROR;
 use xen_ring::peer::{Events, GrantStatus, Grants};
@@ -184,7 +184,6 @@ where
         // A frontend may have filled the ring before we came.
         let mut more = true;
         loop {
-            let mut yielded = false;
             poll_fn(|cx| {
                 // All that is finished by now shares one unmap and one notification.
                 while let Poll::Ready(Some(finished)) = Pin::new(&mut in_flight).poll_next(cx) {
@@ -192,21 +191,15 @@ where
                 }
                 let stop = self.stop.poll(cx) && self.end.is_none();
                 let event = self.events.poll_event(cx).is_ready();
-                if more && !core::mem::replace(&mut yielded, true) {
-                    // Others first; then we go on in any case.
-                    cx.waker().wake_by_ref();
-                    return if done.is_empty() {
-                        Poll::Pending
-                    } else {
-                        Poll::Ready(())
-                    };
-                }
                 if !done.is_empty() || stop || event || more {
                     return Poll::Ready(());
                 }
                 Poll::Pending
             })
             .await;
+            // Others on this vCPU have their turn: a guest whose requests end at once could
+            // keep us here for ever.
+            yield_now().await;
             self.respond(&mut done);
             if in_flight.is_empty() {
                 self.alone = false;

@@ -8,6 +8,9 @@ use core::task::{Context, Poll};
 use hal::VcpuId;
 use hal::net::{Checksum, Frame, MacAddr, PacketPool};
 
+/// Frames looked at in vain before [`LocalPort::try_recv`] gives up for now.
+const MAX_DROPPED: usize = 8;
+
 /// Our own station at the switch. Used by one task.
 #[derive(Debug)]
 pub struct LocalPort {
@@ -42,9 +45,10 @@ impl LocalPort {
     }
 
     /// The next frame for us: at most an MTU long, its TCP or UDP checksum filled in, or
-    /// checked if the NIC has not done that.
+    /// checked if the NIC has not done that. `None`: there is none, or so many had to be
+    /// dropped that others should have their turn ([`Self::poll_recv`] knows).
     pub fn try_recv(&mut self) -> Option<Vec<u8>> {
-        loop {
+        for _ in 0..MAX_DROPPED {
             let mut frame = match &mut self.cutting {
                 Some(segments) => match segments.next(&self.pool) {
                     Next::Segment(segment) => segment,
@@ -76,6 +80,7 @@ impl LocalPort {
             frame.read(0, &mut bytes);
             return Some(bytes);
         }
+        None
     }
 
     /// Ready when [`Self::try_recv`] may give a frame; registers the waker otherwise.

@@ -3,7 +3,7 @@
 use crate::direct::Direct;
 use alloc::boxed::Box;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use core::task::{Context, Poll};
 use crossbeam_queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
@@ -132,6 +132,12 @@ impl Inbox {
         };
         match pushed {
             Ok(()) => {
+                // Who closes it drops what is in it afterwards, and we look again after the
+                // push: one of the two sees the other, and nothing is left in it.
+                fence(Ordering::SeqCst);
+                if self.closed.load(Ordering::Relaxed) {
+                    self.purge();
+                }
                 self.reader.wake();
                 Ok(())
             }
@@ -249,9 +255,12 @@ impl Inbox {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Takes frames (again), or refuses all. The reader's business.
+    /// Takes frames (again), or refuses all. The reader's business, who then calls
+    /// [`Self::purge`].
     pub fn set_open(&self, open: bool) {
         self.closed.store(!open, Ordering::Release);
+        // See `push_packet`.
+        fence(Ordering::SeqCst);
         if !open {
             self.writers.wake_all();
         }

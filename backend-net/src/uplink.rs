@@ -3,14 +3,13 @@
 use crate::offload::{Next, Segments, fill_checksum, prepare_for_nic};
 use crate::stop::Stop;
 use crate::switch::{Source, UplinkPort, Verdict, View};
-use crate::vif::yield_now;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::{Context, Poll};
-use hal::Timer;
 use hal::net::{Checksum, Frame, NetQueue, Offloads, PacketPool};
+use hal::{Timer, yield_now};
 
 /// Frames handled in each direction before other tasks have their turn.
 const BUDGET: usize = 64;

@@ -16,7 +16,7 @@ use core::fmt;
 use core::future::poll_fn;
 use core::task::Poll;
 use hal::net::PacketPool;
-use hal::{Timer, VcpuId};
+use hal::{Timer, VcpuId, yield_now};
 use rx::Rx;
 use tx::Tx;
 use xen_ring::peer::{Events, GrantStatus, Grants};
@@ -215,20 +215,6 @@ async fn drain(tx: &mut Tx, inbox: &Inbox, counters: &Counters, notify: impl Fn(
         } else {
             Poll::Pending
         }
-    })
-    .await;
-}
-
-/// Lets the other tasks of the vCPU run once.
-pub(crate) async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if yielded {
-            return Poll::Ready(());
-        }
-        yielded = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
     })
     .await;
 }

@@ -192,12 +192,15 @@ pub fn gaps(mut used: Vec<Run>, blocks: u32) -> Vec<Run> {
 /// Picks blocks for `count` blocks' worth: one gap if there is one that holds them, else
 /// the largest ones first, so that a place stays in few pieces.
 pub fn pick(mut gaps: Vec<Run>, count: u32) -> Option<Vec<Run>> {
+    if count == 0 {
+        return Some(Vec::new());
+    }
     if let Some(gap) = gaps.iter().find(|gap| gap.count >= count) {
         let run = Run {
             first: gap.first,
             count,
         };
-        return Some(Vec::from_iter((count > 0).then_some(run)));
+        return Some(Vec::from([run]));
     }
     gaps.sort_unstable_by_key(|gap| core::cmp::Reverse(gap.count));
     let mut left = count;
@@ -334,6 +337,12 @@ mod tests {
         catalog.objects.get_mut(&ObjectId([2; 32])).unwrap().runs = first;
         let bytes = catalog.encode().unwrap();
         assert_eq!(Catalog::parse(&bytes, 1000), Err(BadCatalog::Damaged));
+    }
+
+    #[test]
+    fn nothing_fits_where_nothing_is_free() {
+        assert_eq!(pick(Vec::new(), 0), Some(Vec::new()));
+        assert_eq!(pick(Vec::new(), 1), None);
     }
 
     proptest! {

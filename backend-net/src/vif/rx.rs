@@ -117,7 +117,7 @@ impl Rx {
         let mut batch = Vec::new();
         let mut budget = BUDGET;
         while budget > 0 {
-            if !self.fetch(inbox, pool, counters) {
+            if !self.fetch(inbox, pool, counters, &mut budget) {
                 break;
             }
             let Some(packet) = self.next.take() else {
@@ -204,9 +204,19 @@ impl Rx {
         }
     }
 
-    /// Sees to it that `next` holds a frame fit for this guest; `false`: there is none now.
-    fn fetch(&mut self, inbox: &Inbox, pool: &PacketPool, counters: &Counters) -> bool {
+    /// Sees to it that `next` holds a frame fit for this guest; `false`: there is none now,
+    /// or dropping those that are not fit took all of `budget`.
+    fn fetch(
+        &mut self,
+        inbox: &Inbox,
+        pool: &PacketPool,
+        counters: &Counters,
+        budget: &mut usize,
+    ) -> bool {
         while self.next.is_none() {
+            if *budget == 0 {
+                return false;
+            }
             let mut frame = match &mut self.cutting {
                 Some(segments) => match segments.next(pool) {
                     Next::Segment(segment) => segment,
@@ -214,6 +224,7 @@ impl Rx {
                         // The frame's own pages may be what is lacking: TCP sends it again.
                         add(&counters.rx_dropped, 1);
                         self.cutting = None;
+                        *budget -= 1;
                         continue;
                     }
                     Next::Done => {
@@ -237,6 +248,11 @@ impl Rx {
                     }
                 }
             };
+            if frame.len() > PAGE_SIZE && !self.features.sg && frame.mss.is_none() {
+                add(&counters.rx_errors, 1);
+                *budget -= 1;
+                continue;
+            }
             if let Checksum::Partial(layout) = frame.checksum {
                 let (gso, checksum) = match layout.ip {
                     IpVersion::V4 => (self.features.gso_v4, self.features.checksum_v4),
@@ -258,6 +274,7 @@ impl Rx {
             }
             if frame.len() > PAGE_SIZE && !self.features.sg {
                 add(&counters.rx_errors, 1);
+                *budget -= 1;
                 continue;
             }
             self.next = Some(Packet::Owned(frame));

@@ -16,11 +16,13 @@ mod mmio;
 pub mod net;
 pub mod pci;
 pub mod timer;
+mod turn;
 
 pub use dma::{DmaAllocator, DmaBuffer, DmaSegment};
 pub use mmio::Mmio;
 pub use pci::{Interrupt, PciFunction};
 pub use timer::Timer;
+pub use turn::yield_now;
 
 /// A vCPU of the pVM, counted from 0. Queues and interrupts belong to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

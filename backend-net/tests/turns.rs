@@ -1,0 +1,103 @@
+//! Nobody's frames keep a vCPU, and none stays where nobody reads.
+
+mod common;
+
+use backend_net::port::Inbox;
+use backend_net::{Limits, LocalPort};
+use common::{Bed, LINUX, PLAIN, mac, pattern};
+use hal::VcpuId;
+use hal::net::Frame;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use xen_abi::io::netif::txf;
+use xen_sim::Sending;
+
+/// IPv4 UDP from one guest to another, with a checksum that is wrong.
+fn bad_udp(from: u8, to: u8, len: usize) -> Vec<u8> {
+    let mut frame = [&mac(to).0[..], &mac(from).0, &[8, 0]].concat();
+    frame.extend(pattern(3, len - 14));
+    frame[14] = 0x45;
+    let ip_len = u16::try_from(len - 14).expect("a frame's length");
+    frame[16..18].copy_from_slice(&ip_len.to_be_bytes());
+    frame[20..22].fill(0);
+    frame[23] = 17;
+    let udp_len = ip_len - 20;
+    frame[38..40].copy_from_slice(&udp_len.to_be_bytes());
+    frame[40..42].copy_from_slice(&[1, 2]);
+    frame
+}
+
+#[test]
+fn our_own_stack_looks_at_few_bad_frames_at_a_time() {
+    let bed = Bed::new();
+    let port = bed.switch.add_port(mac(1), Limits::LOCAL).expect("free");
+    let inbox = port.inbox().clone();
+    let mut local = LocalPort::new(port, VcpuId(0), bed.pool.clone());
+    for _ in 0..100 {
+        let frame = Frame::from_bytes(&bed.pool, &bad_udp(2, 1, 200)).expect("memory");
+        assert!(inbox.push(frame).is_ok());
+    }
+    let mut calls = 0;
+    while !inbox.is_empty() {
+        let before = inbox.len();
+        assert!(local.try_recv().is_none());
+        assert!(before - inbox.len() <= 8, "{before} to {}", inbox.len());
+        calls += 1;
+    }
+    assert!(calls > 10);
+    assert_eq!(local.dropped(), 100);
+}
+
+/// Long frames for a guest that takes none: they cost turns as others do, and nobody fills
+/// their checksums in.
+#[test]
+fn frames_that_are_not_fit_for_a_guest_are_dropped_in_turns() {
+    let bed = Bed::new();
+    let mut sender = bed.guest(1, LINUX, 0);
+    let mut plain = bed.guest(2, PLAIN, 0);
+    plain.front.post_rx(64);
+    bed.run();
+    for _ in 0..10 {
+        let sending = Sending {
+            flags: txf::CSUM_BLANK,
+            ..Sending::default()
+        };
+        sender.front.send(&bad_udp(1, 2, 20_000), &sending);
+        bed.run();
+        sender.front.collect_tx();
+    }
+    assert_eq!(plain.counters.snapshot().rx_errors, 10);
+    assert!(plain.front.recv().is_empty());
+    bed.assert_no_memory_held();
+}
+
+/// One that pushes while the reader closes: between its look and its push it may be stopped
+/// for as long as another guest runs on its core.
+#[test]
+fn a_closed_inbox_keeps_no_frame() {
+    for round in 0..2000 {
+        let inbox = Arc::new(Inbox::new(Limits::VIF));
+        let started = Arc::new(AtomicBool::new(false));
+        let writer = {
+            let (inbox, started) = (inbox.clone(), started.clone());
+            std::thread::spawn(move || {
+                started.store(true, Ordering::SeqCst);
+                while inbox.push(Frame::empty()).is_ok() {}
+                // Full, or closed.
+                for _ in 0..200 {
+                    drop(inbox.push(Frame::empty()));
+                }
+            })
+        };
+        while !started.load(Ordering::SeqCst) {
+            std::hint::spin_loop();
+        }
+        for _ in 0..(round % 200) * 5 {
+            std::hint::spin_loop();
+        }
+        inbox.set_open(false);
+        inbox.purge();
+        writer.join().expect("no panic");
+        assert_eq!(inbox.len(), 0, "round {round}");
+    }
+}
