@@ -171,12 +171,13 @@ pub fn announce(message: fmt::Arguments<'_>) {
 
 /// The last `limit` bytes of the log, oldest first; a line may be cut at the start.
 pub fn tail(limit: usize) -> Vec<u8> {
+    // Before the lock: a heap that must grow for it may log.
+    let mut bytes = Vec::with_capacity(limit.min(RING));
     let ring = RINGS.lock();
     let kept = usize::try_from(ring.written)
         .unwrap_or(RING)
         .min(RING)
         .min(limit);
-    let mut bytes = Vec::with_capacity(kept);
     for back in (1..=kept as u64).rev() {
         let at = usize::try_from((ring.written - back) % RING as u64).unwrap_or(0);
         bytes.push(ring.bytes[at]);

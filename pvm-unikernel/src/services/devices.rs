@@ -13,6 +13,7 @@ use core::fmt;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::task::Poll;
+use core::time::Duration;
 
 use hal::VcpuId;
 use log::Level;
@@ -30,15 +31,22 @@ use super::storage::VolumeClaim;
 use super::store::Store;
 use crate::exec::{self, Account, Task};
 use crate::sync::Notify;
+use crate::time;
 
 /// The domid that serves devices: ours.
 pub const BACKEND: DomId = DomId(0);
+
+/// How long devices may take to end: a disk that stops to answer is reset after 30 s, and
+/// lets go of everything then.
+const END_TIME: Duration = Duration::from_secs(60);
 
 /// The devices of a domain.
 #[derive(Default)]
 pub struct Devices(Vec<Device>);
 
 struct Device {
+    /// For logs: `d3/xvda`.
+    name: String,
     end: Rc<End>,
     task: Task<()>,
 }
@@ -87,6 +95,7 @@ impl Devices {
             log::error!("{}: its nodes: {error:?}", kind.name());
         }
         let end = Rc::new(End::default());
+        let name = kind.name().into();
         let manager = Manager {
             told: 0,
             store: host.store.clone(),
@@ -96,22 +105,57 @@ impl Devices {
             end: end.clone(),
         };
         self.0.push(Device {
+            name,
             end,
             task: exec::spawn_local_for(account, manager.run()),
         });
     }
 
     /// Ends all of them: when this returns nothing of the guest is mapped for a device.
-    pub async fn end(self) {
+    ///
+    /// # Errors
+    /// [`StillHeld`]: some do not end in time. They stay, to be ended another time: a disk
+    /// that was given up may still write into pages of the guest, and keeps them for ever.
+    pub async fn end(&mut self) -> Result<(), StillHeld> {
         for device in &self.0 {
             device.end.asked.set(true);
             device.end.changed.notify_all();
         }
-        for device in self.0 {
-            if let Err(cancelled) = device.task.await {
-                log::error!("a device's task: {cancelled}");
+        let all = async {
+            while let Some(device) = self.0.last_mut() {
+                if let Err(cancelled) = (&mut device.task).await {
+                    log::error!("{}: its task: {cancelled}", device.name);
+                }
+                self.0.pop();
             }
+        };
+        if time::timeout(all, END_TIME).await.is_ok() {
+            return Ok(());
         }
+        self.0.retain(|device| !device.task.is_finished());
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => Err(StillHeld {
+                devices: self.0.iter().map(|device| device.name.clone()).collect(),
+            }),
+        }
+    }
+}
+
+/// Devices that do not let go of their guest's memory.
+#[derive(Debug)]
+pub struct StillHeld {
+    devices: Vec<String>,
+}
+
+impl fmt::Display for StillHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} did not let go of its memory in {} s",
+            self.devices.join(", "),
+            END_TIME.as_secs()
+        )
     }
 }
 

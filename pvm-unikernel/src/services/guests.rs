@@ -33,7 +33,7 @@ use super::devices::Devices;
 use super::host::{CALLS, Host, refused};
 use super::nodes;
 use super::storage::{Needed, Storage};
-use crate::exec::{Account, Task};
+use crate::exec::{self, Account, Task};
 use crate::sync::local::Mutex;
 use crate::time;
 use crate::xen_calls::XenCalls;
@@ -431,14 +431,29 @@ impl Guests {
         }
     }
 
-    /// Ends every guest.
+    /// Ends every guest, all at once: one that does not end keeps nobody else from it.
     pub async fn destroy_all(&self, host: &Rc<Host>) {
-        for guest in self.all() {
-            let name = GuestRef::Name(guest.name());
-            if let Err(error) = self.destroy(host, &name).await {
-                log::error!("guest {name}: {error}");
+        let destroy = |guest: Rc<Guest>| {
+            let host = host.clone();
+            exec::spawn_local(async move {
+                let name = GuestRef::Name(guest.name());
+                if let Err(error) = host.guests.destroy(&host, &name).await {
+                    log::error!("guest {name}: {error}");
+                }
+            })
+        };
+        let tasks: Vec<_> = self.all().into_iter().map(destroy).collect();
+        for task in tasks {
+            if let Err(cancelled) = task.await {
+                log::error!("guests: the end of one: {cancelled}");
             }
         }
+    }
+
+    /// The names of all, for logs.
+    pub fn names(&self) -> String {
+        let names: Vec<_> = self.all().iter().map(|guest| guest.name()).collect();
+        names.join(", ")
     }
 
     /// Starts the guests that the host shall start at boot, from their stored definitions.

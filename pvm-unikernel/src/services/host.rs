@@ -87,6 +87,8 @@ impl Drop for Asking {
 
 /// How long guests may take to shut down before the host goes anyway.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(120);
+/// How long guests may then take to be destroyed: one whose disk was given up never is.
+const DESTROY_TIME: Duration = Duration::from_secs(30);
 /// How long the host stays for its answer to reach who asked for its end.
 pub const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// The most of Xen's console ring that is read: its default size is far below.
@@ -175,7 +177,14 @@ impl Host {
                 );
             }
         }
-        self.guests.destroy_all(&self).await;
+        let destroyed = time::timeout(self.guests.destroy_all(&self), DESTROY_TIME).await;
+        if destroyed.is_err() {
+            log::error!(
+                "host: going without the end of {}: not destroyed in {} s",
+                self.guests.names(),
+                DESTROY_TIME.as_secs()
+            );
+        }
         if let Some(storage) = &self.storage {
             storage.shut_down().await;
         }

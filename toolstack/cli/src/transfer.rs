@@ -11,6 +11,8 @@ use crate::session::Session;
 
 /// Bytes read at once.
 const BLOCK: usize = 64 * 1024;
+/// Zeros said at once: a host gives up who sends nothing for a minute.
+const MAX_ZEROS: u64 = 256 << 20;
 /// Zeros are looked for in pieces of this size: a sector of most disks.
 const PIECE: usize = 4096;
 
@@ -73,7 +75,10 @@ pub fn upload(
                     flushed.and_then(|()| block_on(outgoing.send(piece)))
                 } else {
                     zeros += piece.len() as u64;
-                    Ok(())
+                    match zeros {
+                        MAX_ZEROS.. => block_on(outgoing.send_zeros(std::mem::take(&mut zeros))),
+                        _ => Ok(()),
+                    }
                 };
                 if let Err(e) = sent {
                     break 'sending Some(e);

@@ -179,7 +179,8 @@ impl FakeXen {
     }
 
     fn create(&self, op: &mut Domctl) -> Result<(), Errno> {
-        let (flags, max_vcpus, emulation, grants) = if self.version & 0xffff < 19 {
+        let (flags, max_vcpus, emulation, grants, frames, maptrack) = if self.version & 0xffff < 19
+        {
             let (new, rest) = v4_17::CreateDomain::read_from_prefix(&op.u).expect("fits");
             assert!(rest.iter().all(|&byte| byte == 0));
             (
@@ -187,6 +188,8 @@ impl FakeXen {
                 new.max_vcpus,
                 new.emulation_flags,
                 new.grant_opts,
+                new.max_grant_frames,
+                new.max_maptrack_frames,
             )
         } else {
             let (new, rest) = v4_19::CreateDomain::read_from_prefix(&op.u).expect("fits");
@@ -197,8 +200,12 @@ impl FakeXen {
                 new.max_vcpus,
                 new.emulation_flags,
                 new.grant_opts,
+                new.max_grant_frames,
+                new.max_maptrack_frames,
             )
         };
+        assert!((0..=16).contains(&maptrack), "a default costs Xen 4 MiB");
+        assert_eq!(frames, -1, "4.17 refuses more than its own limit");
         let hvm = flags & domctl::CDF_HVM != 0;
         if emulation != u32::from(hvm) || !(1..=2).contains(&grants) || max_vcpus == 0 {
             return Err(Errno::EINVAL);

@@ -31,6 +31,10 @@ const HEAP_OF_DISK: u64 = kib(160);
 /// What a network device can: an inbox of 256 frames, and two rings' requests.
 const HEAP_OF_VIF: u64 = kib(160);
 
+/// What Xen may need for a guest's grants (`xen/domains.rs`): 64 frames, as is Xen's default,
+/// of 512 grants with at most 64 bytes of Xen's for each; and 16 frames of what it maps.
+const GRANTS: u64 = 64 + 64 * 512 / (PAGE_SIZE as u64 / 64) + 16;
+
 /// Pages of the pVM's heap that these guests can make it hold, all together.
 pub fn heap_pages<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
     let of = |config: &GuestConfig| {
@@ -166,7 +170,7 @@ impl<'a> Request<'a> {
         };
         Self {
             pages: memory_pages(config),
-            overhead: structures + paging,
+            overhead: structures + GRANTS + paging,
             vcpus: config.max_vcpus,
             cpus: &config.cpus,
         }

@@ -22,7 +22,7 @@ use crate::event::Port;
 use crate::exec;
 use crate::grants;
 use crate::mem::{self, ForeignMap};
-use crate::services::devices::Devices;
+use crate::services::devices::{Devices, StillHeld};
 use crate::services::host::{Host, failed, refused};
 use crate::services::nodes;
 use crate::services::storage::VolumeClaim;
@@ -178,16 +178,15 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
         log::warn!("{guest}: {error}");
     }
     // It stays listed, and its name taken, until nothing of it is left.
-    let parts = guest.running.borrow_mut().as_mut().map(|running| {
+    if let Some(running) = guest.running.borrow_mut().as_mut() {
         running.ended = true;
-        let rings = core::mem::take(&mut running.rings);
-        (core::mem::take(&mut running.devices), rings)
-    });
-    let Some((devices, rings)) = parts else {
-        return Ok(());
-    };
-    devices.end().await;
-    for ring in rings {
+    }
+    end_devices(guest)
+        .await
+        .map_err(|held| failed(&format!("destroying {guest}"), held))?;
+    let take = |running: &mut Running| core::mem::take(&mut running.rings);
+    let rings = guest.running.borrow_mut().as_mut().map(take);
+    for ring in rings.into_iter().flatten() {
         ring.cancel();
         if let Ok(()) = ring.await {
             log::debug!("domain {domid}: a ring had been given up before");
@@ -201,6 +200,20 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
     nodes::remove(host, &guest.config.borrow(), domid, guest.kept.get());
     *guest.running.borrow_mut() = None;
     Ok(())
+}
+
+/// Ends the devices of the guest's domain. Those that do not end stay its devices, and it can
+/// be tried again.
+async fn end_devices(guest: &Guest) -> Result<(), StillHeld> {
+    let take = |running: &mut Running| core::mem::take(&mut running.devices);
+    let Some(mut devices) = guest.running.borrow_mut().as_mut().map(take) else {
+        return Ok(());
+    };
+    let ended = devices.end().await;
+    if let Some(running) = guest.running.borrow_mut().as_mut() {
+        running.devices = devices;
+    }
+    ended
 }
 
 /// Takes the domain down and waits until Xen has let go of it. Its memory is free then, and
@@ -310,13 +323,8 @@ fn may_restart(guest: &Guest) -> bool {
 async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
     let config = guest.config.borrow().clone();
     let name = &config.name;
-    let devices = guest
-        .running
-        .borrow_mut()
-        .as_mut()
-        .map(|r| core::mem::take(&mut r.devices));
-    if let Some(devices) = devices {
-        devices.end().await;
+    if let Err(held) = end_devices(guest).await {
+        return log::error!("guest {name}: not restarted: {held}");
     }
     guest.kept.set(true);
     let kept_as = format!("{name}-{domid}");

@@ -237,7 +237,10 @@ async fn receive(
     if !new && let Err(error) = claim.overwrite().await {
         return Ok(Err(error));
     }
-    client.respond(&Response::Ready { len: 0 }).await?;
+    // A client that stands still has the volume no longer than it would have an image's space.
+    let ready = client.respond(&Response::Ready { len: 0 });
+    let ready = time::timeout(ready, LEASE_TIME).await;
+    ready.unwrap_or(Err(ConnectionError::Cut))?;
     let mut writer = Writer {
         io: &io,
         at: 0,
@@ -250,7 +253,10 @@ async fn receive(
         }))
     };
     loop {
-        let written = match incoming.next().await {
+        let Ok(next) = time::timeout(incoming.next(), LEASE_TIME).await else {
+            return stalled(incoming).await.map(Ok);
+        };
+        let written = match next {
             Ok(None) => break,
             Ok(Some(Chunk::Bytes(bytes))) => writer.write(bytes).await,
             Ok(Some(Chunk::Zeros(count))) => writer.zeros(count).await,
@@ -261,7 +267,8 @@ async fn receive(
         };
         if let Err(error) = written {
             let error = disk_failed(claim.name(), error);
-            incoming.reject(&error).await?;
+            let told = time::timeout(incoming.reject(&error), LEASE_TIME).await;
+            told.unwrap_or(Err(ConnectionError::Cut))?;
             return gone(error);
         }
     }

@@ -16,6 +16,11 @@ use xen_abi::errno::Errno;
 use xen_abi::{DomId, sysctl};
 use zerocopy::{FromZeros, IntoBytes};
 
+/// Frames of 256 mappings each that Xen may need for a guest that maps others' grants. Few
+/// guests do (vchan between guests; backends are all ours), and by default each could take
+/// 1024 frames of Xen's memory.
+const MAX_MAPTRACK_FRAMES: i32 = 16;
+
 /// What a domain is from its first moment on.
 #[derive(Clone, Copy, Debug)]
 pub struct NewDomain {
@@ -43,6 +48,8 @@ impl<H: Hypercalls> Xen<'_, H> {
         // The default of libxl.
         const MAX_EVTCHN_PORT: u32 = 1023;
         const GRANT_VERSION: u32 = 1;
+        // Xen's own limit (`gnttab_max_frames`): 4.17 refuses any that is above it.
+        const MAX_GRANT_FRAMES: i32 = -1;
         let flags = if new.hvm {
             domctl::CDF_HVM | domctl::CDF_HAP
         } else {
@@ -59,8 +66,8 @@ impl<H: Hypercalls> Xen<'_, H> {
                     flags,
                     max_vcpus: new.max_vcpus,
                     max_evtchn_port: MAX_EVTCHN_PORT,
-                    max_grant_frames: -1,
-                    max_maptrack_frames: -1,
+                    max_grant_frames: MAX_GRANT_FRAMES,
+                    max_maptrack_frames: MAX_MAPTRACK_FRAMES,
                     grant_opts: GRANT_VERSION,
                     emulation_flags,
                     ..Default::default()
@@ -76,8 +83,8 @@ impl<H: Hypercalls> Xen<'_, H> {
                     flags,
                     max_vcpus: new.max_vcpus,
                     max_evtchn_port: MAX_EVTCHN_PORT,
-                    max_grant_frames: -1,
-                    max_maptrack_frames: -1,
+                    max_grant_frames: MAX_GRANT_FRAMES,
+                    max_maptrack_frames: MAX_MAPTRACK_FRAMES,
                     grant_opts: GRANT_VERSION,
                     emulation_flags,
                     ..Default::default()
