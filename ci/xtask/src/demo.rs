@@ -12,7 +12,6 @@ use crate::web;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Name of the guest and of its volume.
@@ -143,7 +142,7 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
         Ok(((), nothing()))
     })?;
     step(since, "memory is back", || {
-        let free_after = settled_free_memory(&mut lab, free_before)?;
+        let free_after = lab.settled_free_memory(free_before.saturating_sub(XEN_SLACK))?;
         let kept = free_before.saturating_sub(free_after);
         let shown = format!(
             "free before: {free_before} bytes, after: {free_after} bytes; \
@@ -172,19 +171,4 @@ fn fetch_outside(guest: &mut Guest) -> Result<((), String)> {
     ))?;
     ensure!(text == page, "the guest got {text:?}");
     Ok(((), text))
-}
-
-/// Xen lets a dead domain's last pages go lazily.
-fn settled_free_memory(lab: &mut Lab, before: u64) -> Result<u64> {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    let mut last = 0;
-    loop {
-        let free = lab.free_memory()?;
-        let settled = free == last && before.saturating_sub(free) <= XEN_SLACK;
-        if settled || Instant::now() > deadline {
-            return Ok(free);
-        }
-        last = free;
-        thread::sleep(Duration::from_secs(1));
-    }
 }

@@ -287,6 +287,21 @@ impl<'a> Lab<'a> {
         self.closer(&["volume", "create", name, size]).map(|_| ())
     }
 
+    /// Bytes that Xen has free once that no longer changes, and is `wanted` at least, or has
+    /// not become so in a while: Xen lets a dead domain's last pages go lazily.
+    pub fn settled_free_memory(&mut self, wanted: u64) -> Result<u64> {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        let mut last = 0;
+        loop {
+            let free = self.free_memory()?;
+            if free == last && free >= wanted || Instant::now() > deadline {
+                return Ok(free);
+            }
+            last = free;
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+
     /// Bytes that Xen has free.
     pub fn free_memory(&mut self) -> Result<u64> {
         let info = self.json(&["info"])?;

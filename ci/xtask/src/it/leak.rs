@@ -43,7 +43,7 @@ fn fifty(lab: &mut Lab) -> Result<Outcome> {
         drop(guest);
         lab.closer(&["destroy", "g"])?;
         if round == WARM {
-            at_first = Some(counts(lab)?);
+            at_first = Some(counts(lab, 0)?);
         }
         if (WARM..WARM + SOME).contains(&round) {
             own_first = own_first.min(own_used(lab)?);
@@ -52,7 +52,7 @@ fn fifty(lab: &mut Lab) -> Result<Outcome> {
         }
     }
     let first = at_first.context("there was no first count")?;
-    let last = counts(lab)?;
+    let last = counts(lab, first.free.saturating_sub(XEN_SLACK))?;
     let lost = first.free.saturating_sub(last.free);
     ensure!(
         lost <= XEN_SLACK,
@@ -116,9 +116,10 @@ fn own_used(lab: &mut Lab) -> Result<u64> {
         .with_context(|| format!("info does not say what Closer uses: {info}"))
 }
 
-/// Counts; what can be is asked of Xen, not of Closer.
-fn counts(lab: &mut Lab) -> Result<Counts> {
-    let free = lab.free_memory()?;
+/// Counts; what can be is asked of Xen, not of Closer. Waits a while for `wanted` bytes to be
+/// free: the last domain's may still be on their way.
+fn counts(lab: &mut Lab, wanted: u64) -> Result<Counts> {
+    let free = lab.settled_free_memory(wanted)?;
     let nodes = lab.closer(&["xenstore-ls", "/"])?.lines().count();
     let bed = lab.bed()?;
     let domains = bed
