@@ -39,15 +39,7 @@ impl Disk for Slow {
         self.0.write(at, from, hold).await
     }
     async fn flush(&self) -> Result<(), BlockError> {
-        let mut waited = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut waited, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        hal::yield_now().await;
         self.0.flush().await
     }
     async fn discard(&self, at: u64, sectors: u64) -> Result<(), BlockError> {
