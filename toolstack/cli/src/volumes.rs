@@ -205,7 +205,13 @@ fn export(name: &str, path: &Path, force: bool, global: &Global) -> Result<(), F
         .write(true)
         .create_new(true)
         .open(&part)
-        .map_err(|e| failed(&e))?;
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Failure::new(
+                format_args!("{what}: {}", part.display()),
+                "is there already: another export runs, or one was killed (--force replaces it)",
+            ),
+            _ => failed(&e),
+        })?;
     let guard = Guard::partial_file(part.clone(), global.format()).map_err(|e| failed(&e))?;
     receive(&mut session, &what, len, |chunk| {
         match chunk {

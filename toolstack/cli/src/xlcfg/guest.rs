@@ -32,7 +32,10 @@ impl XlConfig {
         let cpus = self
             .cpus
             .resolve(node_cpus)
-            .map_err(|why| wrong(format!("cpus: {why}")))?;
+            .map_err(|why| match &self.cpus_at {
+                Some(at) => ConfigError::at(at, format!("cpus: {why}")),
+                None => wrong(format!("cpus: {why}")),
+            })?;
         let uuid = match self.uuid {
             Some(uuid) => uuid,
             None => random_uuid().map_err(|why| wrong(format!("/dev/urandom: {why}")))?,

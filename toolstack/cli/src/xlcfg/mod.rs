@@ -67,6 +67,8 @@ pub struct XlConfig {
     pub max_vcpus: u32,
     /// `cpus`
     pub cpus: CpuList,
+    /// Where `cpus` is set: whether it fits a host shows only there.
+    pub cpus_at: Option<Position>,
     /// `disk`
     pub disks: Vec<XlDisk>,
     /// `vif`

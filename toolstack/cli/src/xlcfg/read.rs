@@ -51,6 +51,7 @@ impl<'a> Reader<'a> {
             vcpus: vcpus.0,
             max_vcpus: vcpus.1,
             cpus: self.cpus(vcpus.1)?,
+            cpus_at: self.get("cpus").map(|setting| setting.value.at.clone()),
             disks: self.disks()?,
             vifs: self.vifs()?,
             on_poweroff: self.action("on_poweroff", Action::Destroy)?,
@@ -155,7 +156,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| wrong(format!("{key}: '{}' is not a number", text.escape_debug())))?;
         match u32::try_from(number) {
             Ok(number) if (1..=most).contains(&number) => Ok(Some(number)),
-            _ => Err(wrong(format!("{key}: {number} is not 1 to {most}"))),
+            _ => Err(wrong(format!("{key}: {text} is not 1 to {most}"))),
         }
     }
 

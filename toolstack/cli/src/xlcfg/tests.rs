@@ -67,6 +67,7 @@ uuid = "01234567-89ab-CDEF-0123-456789abcdef"
             vcpus: 2,
             max_vcpus: 8,
             cpus: CpuList::parse("0-3,^1").unwrap(),
+            cpus_at: config.cpus_at.clone(),
             disks: vec![
                 XlDisk {
                     volume: "web1-root".into(),
@@ -261,7 +262,7 @@ fn wrong_values_are_refused_with_their_place() {
         ),
         (
             "memory = 99999999999999999999999",
-            "g.cfg:4:10: memory: 18446744073709551615 is not 1 to 16777216",
+            "g.cfg:4:10: memory: 99999999999999999999999 is not 1 to 16777216",
         ),
         (
             "maxmem = 63",
@@ -483,7 +484,10 @@ fn a_guest_gets_an_identity_where_it_has_none() {
     assert_ne!(guest.vifs[0], guest.vifs[2]);
     assert_eq!(guest.vifs[1].mac, [0, 0x16, 0x3e, 0, 0, 1]);
     let error = config.to_guest(kernel, None, &[]).unwrap_err();
-    assert_eq!(error.to_string(), "g: cpus: the host's nodes are not known");
+    assert_eq!(
+        error.to_string(),
+        "command line:1:6: cpus: the host's nodes are not known"
+    );
 }
 
 #[test]

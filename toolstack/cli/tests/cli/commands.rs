@@ -127,6 +127,16 @@ fn volumes_go_there_and_back() {
     bed.run(&["volume", "export", "root", "back.img"]).says("");
     assert!(fs::read(bed.path("back.img")).unwrap() == image);
     assert!(!bed.path("back.img.part").exists());
+    // What a killed export leaves.
+    bed.write("again.img.part", b"half");
+    bed.run(&["volume", "export", "root", "again.img"]).fails(
+        "volume export root: again.img.part: is there already: another export runs, \
+         or one was killed (--force replaces it)",
+    );
+    bed.run(&["volume", "export", "--force", "root", "again.img"])
+        .says("");
+    assert!(fs::read(bed.path("again.img")).unwrap() == image);
+    assert!(!bed.path("again.img.part").exists());
     let stdout = bed.command(&["volume", "export", "root", "-"]).output();
     assert!(stdout.unwrap().stdout == image);
 

@@ -27,7 +27,8 @@ pub enum BuildError {
     BadNote(u32),
     /// A 64-bit PV kernel must not ask for auto-translated memory.
     AutoTranslated,
-    /// A kernel segment lies outside of the guest's memory, or contradicts itself.
+    /// A kernel segment lies outside of what can be addressed, or contradicts itself or
+    /// the one before it.
     BadSegment {
         /// Where it wants to go.
         paddr: u64,
@@ -104,7 +105,7 @@ impl fmt::Display for BuildError {
             }
             Self::BadSegment { paddr, mem_size } => write!(
                 f,
-                "kernel segment of {mem_size:#x} bytes at {paddr:#x} is not in the guest's memory"
+                "the kernel's segment of {mem_size:#x} bytes at {paddr:#x} makes no sense"
             ),
             Self::DoesNotFit { needed, memory } => write!(
                 f,

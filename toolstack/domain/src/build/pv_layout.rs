@@ -352,8 +352,14 @@ fn kernel_range(
         };
         let start = segment.paddr.checked_sub(paddr_offset).ok_or(bad)?;
         let end = start.checked_add(segment.mem_size).ok_or(bad)?;
-        if segment.file_size > segment.mem_size || end > memory {
+        if segment.file_size > segment.mem_size {
             return Err(bad);
+        }
+        if end > memory {
+            return Err(BuildError::DoesNotFit {
+                needed: end,
+                memory,
+            });
         }
         if segment.mem_size == 0 {
             continue;

@@ -162,7 +162,7 @@ fn what_does_not_fit_or_contradicts_itself_is_refused() {
     ));
     assert!(matches!(
         error(&linux(16, 0, &LINUX)),
-        BuildError::BadSegment { .. }
+        BuildError::DoesNotFit { .. }
     ));
     let mut config = linux(64, 0, &LINUX);
     config.kernel.segments[1].paddr = 0x100_0000;

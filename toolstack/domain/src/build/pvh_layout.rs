@@ -170,8 +170,14 @@ fn kernel_range(config: &GuestConfig, low_end: u64) -> Result<Range<u64>, BuildE
             mem_size: segment.mem_size,
         };
         let end = segment.paddr.checked_add(segment.mem_size).ok_or(bad)?;
-        if segment.file_size > segment.mem_size || end > low_end {
+        if segment.file_size > segment.mem_size {
             return Err(bad);
+        }
+        if end > low_end {
+            return Err(BuildError::DoesNotFit {
+                needed: end,
+                memory: low_end,
+            });
         }
         if segment.mem_size == 0 {
             continue;

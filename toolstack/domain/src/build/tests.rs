@@ -464,15 +464,18 @@ fn bad_pvh_kernels_are_refused() {
         config.kernel.notes[0].1 = value;
         assert_eq!(error(&config), BuildError::BadNote(elfnote::PHYS32_ENTRY));
     }
-    for (paddr, file_size, mem_size) in [
-        (u64::MAX, 1, 1),
-        (0x10_0040, 2, 1),
-        (65 * MIB, 1, 1),
-        (0x10_0040, 0, 65 * MIB),
-    ] {
+    for (paddr, file_size, mem_size) in [(u64::MAX, 1, 1), (0x10_0040, 2, 1)] {
         let mut config = pvh(64);
         config.kernel.segments[0] = segment(paddr, file_size, mem_size);
         assert!(matches!(error(&config), BuildError::BadSegment { .. }));
+    }
+    for (paddr, mem_size) in [(65 * MIB, 1), (0x10_0040, 65 * MIB)] {
+        let mut config = pvh(64);
+        config.kernel.segments[0] = segment(paddr, 0, mem_size);
+        assert!(matches!(
+            error(&config),
+            BuildError::DoesNotFit { needed, .. } if needed == paddr + mem_size
+        ));
     }
     let mut config = pvh(64);
     config.ramdisk.as_mut().unwrap().len = u64::MAX;
