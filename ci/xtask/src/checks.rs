@@ -100,11 +100,15 @@ fn is_home(file: &str) -> bool {
 fn opts_in(text: &str) -> bool {
     let forms = ["#[allow(", "#![allow(", "#[expect(", "#![expect("];
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    // An attribute may be spread over lines.
+    // An attribute may be spread over lines, and may name several lints.
     (0..lines.len()).any(|at| {
-        let start: String = lines[at..].iter().take(2).copied().collect();
-        let lints = forms.iter().find_map(|form| start.strip_prefix(form));
-        lints.is_some_and(|lints| lints.starts_with("unsafe_code"))
+        let begins = forms.iter().any(|form| lines[at].starts_with(form));
+        let rest = lines[at..].iter();
+        let end = rest.clone().position(|line| line.contains(")]"));
+        begins
+            && rest
+                .take(end.unwrap_or(0) + 1)
+                .any(|line| line.contains("unsafe_code"))
     })
 }
 
@@ -252,6 +256,8 @@ mod tests {
         assert!(opts_in(
             "use a;\n#![allow(\n    unsafe_code,\n    reason = \"x\"\n)]\n"
         ));
+        assert!(opts_in("#![allow(dead_code, unsafe_code)]\n"));
+        assert!(!opts_in("#![allow(dead_code)]\n// unsafe_code\n"));
         assert!(!opts_in("// #![allow(unsafe_code)] is not here"));
         assert!(!opts_in(include_str!("checks.rs")));
         assert!(is_home("pvm-unikernel/src/arch/pv.rs") && is_home("xen/ring/src/shared.rs"));

@@ -4,16 +4,18 @@ mod console;
 mod volumes;
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
+use toolstack_rpc::clients::{self, Full};
 use toolstack_rpc::message::{HostInfo, LogSource, NodeInfo, OwnMemory};
 use toolstack_rpc::server::{self, ServerKeys};
 use toolstack_rpc::strangers;
-use toolstack_rpc::stream::{Entropy, NoEntropy};
+use toolstack_rpc::stream::{ByteStream, Entropy, NoEntropy};
 use toolstack_rpc::{
     ConnectionError, PrivateKey, PublicKey, Request, Response, RpcError, ServerConnection,
 };
@@ -23,8 +25,12 @@ use super::stack::{Closed, Connection, ConnectionId, PeerName, Stack};
 use super::storage::ImageLease;
 use crate::{exec, log as host_log, rng, time};
 
-/// Administrators served at once; further ones are told that the host is busy.
-const MAX_CLIENTS: u32 = 12;
+/// Administrators served at once. A further one takes the place of who has been idle for
+/// longest ([`clients::Clients`]), or is told that the host is busy.
+const MAX_CLIENTS: usize = 12;
+/// How long who makes room has done nothing: neither sent nor taken a byte. Output of a
+/// guest's console does not count; that also goes to consoles that somebody forgot.
+const CLIENT_IDLE_NS: u64 = 60_000_000_000;
 /// Strangers at once: peers that have not yet sent a frame that opens. For a further one,
 /// the address with most of them loses its oldest ([`strangers::Strangers`]), so that those
 /// from fewer addresses than this push nobody else's out.
@@ -35,7 +41,7 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Why a connection ended.
 type Ended = ConnectionError<Closed>;
 /// A client that proved to be an administrator.
-type Client = ServerConnection<Connection>;
+type Client = ServerConnection<Peer>;
 
 /// The kernel's generator, for handshakes.
 struct KernelEntropy;
@@ -47,19 +53,62 @@ impl Entropy for KernelEntropy {
     }
 }
 
-/// Counts a value down when dropped.
-struct Counted(Rc<Cell<u32>>);
+/// A connection, and when it was last used.
+struct Peer {
+    connection: Connection,
+    clients: Rc<RefCell<clients::Clients<ConnectionId>>>,
+    console: Cell<bool>,
+}
 
-impl Counted {
-    fn new(count: &Rc<Cell<u32>>) -> Self {
-        count.set(count.get() + 1);
-        Self(count.clone())
+impl Peer {
+    /// Takes a place among the clients, until it is dropped.
+    fn admit(&self, stack: &Stack) -> Result<(), Full> {
+        let mut clients = self.clients.borrow_mut();
+        if let Some(gone) = clients.admit(self.connection.id(), time::now_ns())? {
+            log::info!("rpc: a client that was idle makes room for {}", self.name());
+            // Its task hears of the end of the connection.
+            stack.reset(gone);
+        }
+        Ok(())
+    }
+
+    fn active(&self) {
+        let id = self.connection.id();
+        self.clients.borrow_mut().active(&id, time::now_ns());
+    }
+
+    fn name(&self) -> PeerName {
+        self.connection.peer()
+    }
+
+    /// As [`Connection::ended`].
+    async fn ended(&self) {
+        self.connection.ended().await;
     }
 }
 
-impl Drop for Counted {
+impl ByteStream for Peer {
+    type Error = Closed;
+
+    async fn read(&mut self, buf: &mut [u8]) -> Result<usize, Closed> {
+        let count = self.connection.read(buf).await?;
+        self.active();
+        Ok(count)
+    }
+
+    async fn write_all(&mut self, bytes: &[u8]) -> Result<(), Closed> {
+        self.connection.write_all(bytes).await?;
+        if !self.console.get() {
+            self.active();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Peer {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        // Before its connection, whose name may then be another's.
+        self.clients.borrow_mut().remove(&self.connection.id());
     }
 }
 
@@ -102,29 +151,21 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
             .map(|admin| PublicKey(admin.key.0))
             .collect(),
     });
-    let clients = Rc::new(Cell::new(0));
+    let clients = clients::Clients::new(MAX_CLIENTS, CLIENT_IDLE_NS);
+    let clients = Rc::new(RefCell::new(clients));
     let strangers = strangers::Strangers::new(MAX_STRANGERS);
     let strangers = Strangers(Rc::new(RefCell::new(strangers)));
     loop {
-        let mut connection = stack.accept().await;
+        let connection = stack.accept().await;
         let stranger = strangers.admit(&stack, &connection);
-        if clients.get() >= MAX_CLIENTS {
-            exec::spawn_local(async move {
-                let told =
-                    time::timeout(server::refuse_busy(&mut connection), HANDSHAKE_TIME).await;
-                log::debug!(
-                    "rpc: {}: refused, too many clients{}",
-                    connection.peer(),
-                    heard(&told)
-                );
-                // Before its connection, whose name may then be another's.
-                drop(stranger);
-            });
-            continue;
-        }
-        let (host, keys, clients) = (host.clone(), keys.clone(), clients.clone());
+        let connection = Peer {
+            connection,
+            clients: clients.clone(),
+            console: Cell::new(false),
+        };
+        let (host, keys, stack) = (host.clone(), keys.clone(), stack.clone());
         exec::spawn_local(async move {
-            let peer = connection.peer();
+            let peer = connection.name();
             let accepted = time::timeout(
                 server::accept(connection, &keys, &mut KernelEntropy),
                 HANDSHAKE_TIME,
@@ -137,15 +178,14 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
                 Ok(Err(why)) => return log::debug!("rpc: {peer}: {why}"),
                 Err(elapsed) => return log::debug!("rpc: {peer}: handshake {elapsed}"),
             };
-            if clients.get() >= MAX_CLIENTS {
-                // Others were faster with their proof. It still counts as a stranger.
-                let what = "too many clients".to_string();
+            if client.stream().admit(&stack) == Err(Full) {
+                // It still counts as a stranger.
+                let what = format!("it serves {MAX_CLIENTS} clients, and none is idle");
                 let busy = client.respond_error(RpcError::Busy { what });
                 let told = time::timeout(busy, HANDSHAKE_TIME).await;
                 drop(stranger);
-                return log::debug!("rpc: {peer}: refused, too many clients{}", heard(&told));
+                return log::info!("rpc: {peer}: refused, too many clients{}", heard(&told));
             }
-            let _counted = Counted::new(&clients);
             drop(stranger);
             if let Err(why) = serve_client(&host, &mut client).await {
                 // An administrator's doing: who has not proved to be one does not get here.
@@ -220,7 +260,10 @@ async fn serve_request(
                 .await
         }
         Request::ConsoleAttach { guest, replay } => {
-            console::attach(host, client, &guest, replay).await
+            client.stream().console.set(true);
+            let left = console::attach(host, client, &guest, replay).await;
+            client.stream().console.set(false);
+            left
         }
         Request::ConsoleLog { guest } => console::log(host, client, &guest).await,
         Request::HostLog {

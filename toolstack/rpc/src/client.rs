@@ -5,7 +5,7 @@ use core::ops::{Deref, DerefMut};
 
 use crate::connection::{Connection, ConnectionError, HandshakeError, read_exact};
 use crate::error::RpcError;
-use crate::hello::{self, OURS, Refusal, Versions};
+use crate::hello::{self, OURS, Versions};
 use crate::key::{PrivateKey, PublicKey};
 use crate::message::{MAX_REQUEST, MAX_RESPONSE, Request, Response};
 use crate::noise::{FIRST_LEN, Initiator, SECOND_LEN, Verdict};
@@ -97,13 +97,12 @@ pub async fn connect_versions<S: ByteStream>(
         Err(hello::NotCloser) => return Err(HandshakeError::NotCloser.into()),
     };
     answer.copy_from_slice(&bytes);
-    match theirs.outcome {
-        Ok(version) if (ours.lowest..=ours.highest).contains(&version) => {}
-        Ok(_) | Err(Refusal::Version) => {
-            let theirs = theirs.versions;
-            return Err(HandshakeError::Version { ours, theirs }.into());
-        }
-        Err(Refusal::Busy) => return Err(HandshakeError::Busy.into()),
+    if !theirs
+        .chosen
+        .is_some_and(|v| (ours.lowest..=ours.highest).contains(&v))
+    {
+        let theirs = theirs.versions;
+        return Err(HandshakeError::Version { ours, theirs }.into());
     }
 
     let (initiator, first) =

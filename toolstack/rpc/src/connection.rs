@@ -23,8 +23,6 @@ pub enum HandshakeError {
         /// The other side speaks.
         theirs: Versions,
     },
-    /// The host has as many connections as it takes.
-    Busy,
     /// The host has another key than the client expects; on the host: the client
     /// expects another key.
     WrongHostKey,
@@ -58,7 +56,6 @@ impl fmt::Display for HandshakeError {
                 f.write_str(", the other ")?;
                 range(f, *theirs)
             }
-            HandshakeError::Busy => f.write_str("the host has too many connections"),
             HandshakeError::WrongHostKey => f.write_str("wrong host key"),
             HandshakeError::UnknownClientKey(key) => {
                 write!(f, "the host does not know the key {key}")

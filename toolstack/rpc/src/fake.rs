@@ -25,7 +25,7 @@ use crate::message::{
     DomainInfo, GuestRef, HostInfo, ImportMode, LogSource, NodeInfo, OwnMemory, Request, Response,
     ShutdownKind, Space, VolumeInfo,
 };
-use crate::server::{ServerConnection, ServerKeys, accept_versions, check_name, refuse_busy};
+use crate::server::{ServerConnection, ServerKeys, accept_versions, check_name};
 use crate::tcp::{SystemEntropy, Tcp, block_on};
 use crate::transfer::{Chunk, ImageHasher, TransferError};
 
@@ -131,12 +131,15 @@ impl FakeHost {
         let ready = stream
             .set_read_timeout(limit)
             .and_then(|()| stream.set_nodelay(true));
-        let mut stream = Tcp(stream);
+        let stream = Tcp(stream);
         let result = match ready {
             Err(e) => Err(ConnectionError::Stream(e)),
-            Ok(()) if self.state().busy => block_on(refuse_busy(&mut stream)),
             Ok(()) => block_on(async {
                 let mut peer = accept_versions(stream, keys, versions, &mut SystemEntropy).await?;
+                if self.state().busy {
+                    let what = "it serves 12 clients, and none is idle".into();
+                    return peer.respond_error(RpcError::Busy { what }).await;
+                }
                 while let Some(request) = peer.next_request().await? {
                     self.answer(&mut peer, request).await?;
                 }

@@ -143,7 +143,7 @@ pub fn client_handshake(data: &[u8]) {
     let host = PrivateKey::from_bytes([4; 32]).public();
     let hello = hello::encode_host(hello::HostHello {
         versions: hello::OURS,
-        outcome: Ok(hello::VERSION),
+        chosen: Some(hello::VERSION),
     });
     let with_hello = [&hello[..], &49u16.to_le_bytes(), data].concat();
     for input in [data, &with_hello] {

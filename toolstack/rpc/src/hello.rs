@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client: "CLOSERPC"  u16 lowest version spoken  u16 highest          (little endian)
-//! host:   "CLOSERPC"  u16 lowest  u16 highest  u16 chosen  u16 refusal
+//! host:   "CLOSERPC"  u16 lowest  u16 highest  u16 chosen  u16 reserved
 //! ```
 //! The host answers nothing at all to what does not begin with the magic. Both hellos
 //! are the prologue of the handshake that follows, so nobody on the way can talk two
@@ -36,15 +36,6 @@ impl Versions {
         let newest = self.highest.min(other.highest);
         (newest >= self.lowest.max(other.lowest)).then_some(newest)
     }
-}
-
-/// Why a host does not go on after a hello.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No common version.
-    Version,
-    /// It serves as many connections as it can.
-    Busy,
 }
 
 /// Length of the client's hello.
@@ -85,24 +76,19 @@ pub fn decode_client(bytes: &[u8; CLIENT_LEN]) -> Result<Versions, NotCloser> {
 pub struct HostHello {
     /// What it speaks.
     pub versions: Versions,
-    /// The version that both will speak, or why there is no conversation.
-    pub outcome: Result<u16, Refusal>,
+    /// The version that both will speak; 0 on the wire if there is none, and then there is
+    /// no conversation.
+    pub chosen: Option<u16>,
 }
 
 /// Writes a host's hello.
 #[must_use]
 pub fn encode_host(hello: HostHello) -> [u8; HOST_LEN] {
-    let (chosen, refusal) = match hello.outcome {
-        Ok(version) => (version, 0u16),
-        Err(Refusal::Version) => (0, 1),
-        Err(Refusal::Busy) => (0, 2),
-    };
     let mut out = [0; HOST_LEN];
     out[..8].copy_from_slice(&MAGIC);
     out[8..10].copy_from_slice(&hello.versions.lowest.to_le_bytes());
     out[10..12].copy_from_slice(&hello.versions.highest.to_le_bytes());
-    out[12..14].copy_from_slice(&chosen.to_le_bytes());
-    out[14..].copy_from_slice(&refusal.to_le_bytes());
+    out[12..14].copy_from_slice(&hello.chosen.unwrap_or(0).to_le_bytes());
     out
 }
 
@@ -120,12 +106,7 @@ pub fn decode_host(bytes: &[u8; HOST_LEN]) -> Result<HostHello, NotCloser> {
             lowest: word(8),
             highest: word(10),
         },
-        outcome: match word(14) {
-            0 => Ok(word(12)),
-            2 => Err(Refusal::Busy),
-            // A reason of a newer host is, to us, a matter of versions.
-            _ => Err(Refusal::Version),
-        },
+        chosen: Some(word(12)).filter(|version| *version != 0),
     })
 }
 
@@ -154,10 +135,10 @@ mod tests {
             decode_client(&encode_client(range(7, 300))),
             Ok(range(7, 300))
         );
-        for outcome in [Ok(5), Err(Refusal::Version), Err(Refusal::Busy)] {
+        for chosen in [Some(5), None] {
             let hello = HostHello {
                 versions: range(2, 9),
-                outcome,
+                chosen,
             };
             assert_eq!(decode_host(&encode_host(hello)), Ok(hello));
         }

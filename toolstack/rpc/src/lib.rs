@@ -63,6 +63,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod client;
+pub mod clients;
 pub mod connection;
 pub mod error;
 #[cfg(feature = "fake")]

@@ -7,7 +7,7 @@ use core::ops::{Deref, DerefMut};
 use crate::connection::{Connection, ConnectionError, HandshakeError, read_exact};
 use crate::error::RpcError;
 use crate::frame::Kind;
-use crate::hello::{self, HostHello, OURS, Refusal, Versions};
+use crate::hello::{self, HostHello, OURS, Versions};
 use crate::key::{PrivateKey, PublicKey};
 use crate::message::{MAX_REQUEST, MAX_RESPONSE, Request, Response};
 use crate::noise::{FIRST_LEN, Responder, Verdict};
@@ -38,7 +38,8 @@ pub struct ServerConnection<S> {
 ///
 /// Until it returns, the connection holds no more than the largest frame (twice), and the
 /// peer is a stranger: put a deadline of some seconds around it, and bound how many of
-/// these run at once ([`crate::strangers`]; [`refuse_busy`] when there are enough clients).
+/// these run at once ([`crate::strangers`]). Only then is it worth asking whether there is
+/// room for one more client ([`crate::clients`]).
 ///
 /// # Errors
 /// The peer is not served; it has been told why, if it said hello. Close the stream. The errors are
@@ -64,13 +65,13 @@ pub async fn accept_versions<S: ByteStream>(
     let mut prologue = [0; hello::CLIENT_LEN + hello::HOST_LEN];
 
     let (asked, theirs) = read_hello(&mut stream).await?;
-    let outcome = ours.common(theirs).ok_or(Refusal::Version);
+    let chosen = ours.common(theirs);
     let answer = hello::encode_host(HostHello {
         versions: ours,
-        outcome,
+        chosen,
     });
     write(&mut stream, &answer).await?;
-    if outcome.is_err() {
+    if chosen.is_none() {
         return Err(HandshakeError::Version { ours, theirs }.into());
     }
     prologue[..hello::CLIENT_LEN].copy_from_slice(&asked);
@@ -111,19 +112,6 @@ pub async fn accept_versions<S: ByteStream>(
         connection,
         first: Some(first.ok_or(ConnectionError::Cut)?),
     })
-}
-
-/// Tells a client that the host has too many connections. Then close the stream.
-///
-/// # Errors
-/// It was no client, or is gone.
-pub async fn refuse_busy<S: ByteStream>(stream: &mut S) -> Result<(), ConnectionError<S::Error>> {
-    read_hello(stream).await?;
-    let answer = hello::encode_host(HostHello {
-        versions: OURS,
-        outcome: Err(Refusal::Busy),
-    });
-    write(stream, &answer).await
 }
 
 async fn read_hello<S: ByteStream>(

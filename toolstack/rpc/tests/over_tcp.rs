@@ -213,15 +213,17 @@ fn a_busy_host_says_so() {
     let key = new_key();
     let host = FakeHost::start(vec![key.public()]).unwrap();
     host.state().busy = true;
-    let result = block_on(connect(
+    let mut client = block_on(connect(
         Tcp(stream_to(&host)),
         &key,
         &host.key,
         &mut SystemEntropy,
-    ));
+    ))
+    .unwrap();
+    let answer = block_on(client.call(&Request::HostInfo));
     assert!(matches!(
-        result,
-        Err(ConnectionError::Handshake(HandshakeError::Busy))
+        answer,
+        Err(CallError::Host(RpcError::Busy { .. }))
     ));
 }
 

@@ -1,7 +1,8 @@
 //! Done when 5: idle guests cost nothing.
 
 use super::Test;
-use crate::lab::{GuestSpec, Lab};
+use crate::lab::{GuestSpec, Lab, RUN_LIMIT};
+use crate::process::POLL;
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -15,6 +16,8 @@ pub const TESTS: &[Test] = &[Test {
 
 /// Idle time that is looked at.
 const IDLE: Duration = Duration::from_secs(60);
+/// Clients that a host serves at once.
+const CLIENTS: usize = 12;
 /// Share of a CPU that each of Closer's vCPUs may use, in percent.
 const LIMIT_PERCENT: f64 = 0.5;
 
@@ -28,12 +31,35 @@ fn idle(lab: &mut Lab) -> Result<Outcome> {
                 .net(&format!("10.0.2.{last}")),
         )?;
     }
-    // The guests' own boot has to come to rest; their consoles are detached.
+    // Consoles that somebody forgot cost nothing either.
+    let mut forgotten = Vec::new();
+    for _ in 1..CLIENTS {
+        forgotten.push(lab.attach("g1")?);
+    }
+    for guest in &mut forgotten {
+        guest.console.wait_for("\n", RUN_LIMIT)?;
+    }
+    // The guests' own boot has to come to rest.
     thread::sleep(Duration::from_secs(10));
     let before = vcpu_times(lab)?;
     let started = Instant::now();
+    forgotten.push(lab.attach("g2")?);
+    let last = forgotten.last_mut().context("no console")?;
+    last.console.wait_for("\n", RUN_LIMIT)?;
+    lab.refused(&["list"], "12 clients, and none is idle")?;
     thread::sleep(IDLE);
+    // They must not keep an administrator from the host.
     let after = vcpu_times(lab)?;
+    let deadline = Instant::now() + RUN_LIMIT;
+    while forgotten[0].console.is_attached() {
+        ensure!(Instant::now() < deadline, "nobody made room");
+        thread::sleep(POLL);
+    }
+    let mut count = 0;
+    for guest in &mut forgotten {
+        count += usize::from(guest.console.is_attached());
+    }
+    ensure!(count == CLIENTS - 1, "{count} consoles are left");
     let elapsed = started.elapsed().as_secs_f64();
     ensure!(
         before.len() == after.len() && !after.is_empty(),

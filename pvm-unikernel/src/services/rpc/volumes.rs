@@ -16,7 +16,7 @@ use toolstack_rpc::message::{ImportMode, VolumeInfo};
 use toolstack_rpc::transfer::{Incoming, TransferError};
 use toolstack_rpc::{Chunk, ConnectionError, Response, RpcError};
 
-use super::{Client, Connection, Ended};
+use super::{Client, Closed, Ended, Peer};
 use crate::services::host::Host;
 use crate::services::storage::{CUT_OFF, ImageLease, Storage, UNFINISHED, VolumeClaim, area_error};
 use crate::time;
@@ -129,7 +129,7 @@ async fn write_zeros<D: Disk>(
 
 /// Ends a connection whose client is there but sends nothing more, and tells it why in case
 /// it wakes. The frame that was waited for may be half read, so nothing else can follow.
-async fn stalled(incoming: Incoming<'_, Connection>) -> Result<(), Ended> {
+async fn stalled(incoming: Incoming<'_, Peer>) -> Result<(), Ended> {
     let why = format!("nothing came for {} s", LEASE_TIME.as_secs());
     let told = time::timeout(incoming.reject(&RpcError::Aborted { why }), FAREWELL_TIME).await;
     log::info!("rpc: an upload is given up: nothing comes any more: {told:?}");
@@ -359,13 +359,25 @@ pub async fn export(host: &Host, client: &mut Client, name: &str) -> Result<(), 
         if let Err(error) = io.read(at, chunk).await {
             return outgoing.abort(&disk_failed(name, error)).await;
         }
-        let sent = if chunk.iter().all(|byte| *byte == 0) {
-            outgoing.send_zeros(chunk.len() as u64).await
-        } else {
-            outgoing.send(chunk).await
-        };
-        if let Err(error) = sent {
-            return over(error);
+        let sent = time::timeout(
+            async {
+                if chunk.iter().all(|byte| *byte == 0) {
+                    outgoing.send_zeros(chunk.len() as u64).await
+                } else {
+                    outgoing.send(chunk).await
+                }
+            },
+            LEASE_TIME,
+        );
+        match sent.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return over(error),
+            Err(_) => {
+                // The volume would be in use for ever. Half a frame may be sent: no last word.
+                let limit = LEASE_TIME.as_secs();
+                log::warn!("volume export {name}: the client took nothing for {limit} s");
+                return Err(Ended::Stream(Closed));
+            }
         }
         at += now;
         left -= now;
