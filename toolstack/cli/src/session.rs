@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::process;
+use std::thread;
 use std::time::Duration;
 
 use toolstack_rpc::client::{CallError, connect};
@@ -15,6 +17,9 @@ use crate::host_file::{self, HostFile};
 
 /// For a host to take the connection, each of its addresses.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Times that a handshake is begun. A host resets the oldest of those that are not done when
+/// too many are begun at once, as by a loop over many guests (`toolstack_rpc::strangers`).
+const ATTEMPTS: u32 = 6;
 /// For each step of the handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Silence after which the host is asked for a sign of life, by TCP.
@@ -38,21 +43,23 @@ impl Session {
     /// Connects to the host that the arguments mean.
     pub fn open(global: &Global) -> Result<Session, Failure> {
         let file = host_file::load(global)?;
-        let stream = dial(&file.address)?;
         let address = file.address.clone();
-        let prepare = || {
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
-            stream.set_write_timeout(Some(HANDSHAKE_LIMIT))
+        // Programs that begin together come back apart.
+        let mut pause = Duration::from_millis(50 + u64::from(process::id() % 64));
+        let mut left = ATTEMPTS;
+        let mut client = loop {
+            left -= 1;
+            match shake_hands(dial(&address)?, &file) {
+                Ok(client) => break client,
+                Err(ConnectionError::Stream(e))
+                    if e.kind() == io::ErrorKind::ConnectionReset && left > 0 =>
+                {
+                    thread::sleep(pause);
+                    pause *= 2;
+                }
+                Err(error) => return Err(refused(&file, &error)),
+            }
         };
-        prepare().map_err(|e| Failure::io(&address, &e))?;
-        let mut client = block_on(connect(
-            Tcp(stream),
-            &file.identity,
-            &file.host_key,
-            &mut SystemEntropy,
-        ))
-        .map_err(|e| refused(&file, &e))?;
         settle(&client.stream_mut().0).map_err(|e| Failure::io(&address, &e))?;
         Ok(Session { client, address })
     }
@@ -98,6 +105,24 @@ impl Session {
     pub fn odd(&self, what: impl fmt::Display) -> Failure {
         self.failed(what, CallError::WrongResponse)
     }
+}
+
+/// Both sides make sure of each other's keys.
+fn shake_hands(
+    stream: TcpStream,
+    file: &HostFile,
+) -> Result<ClientConnection<Tcp>, ConnectionError<io::Error>> {
+    stream
+        .set_nodelay(true)
+        .and_then(|()| stream.set_read_timeout(Some(HANDSHAKE_LIMIT)))
+        .and_then(|()| stream.set_write_timeout(Some(HANDSHAKE_LIMIT)))
+        .map_err(ConnectionError::Stream)?;
+    block_on(connect(
+        Tcp(stream),
+        &file.identity,
+        &file.host_key,
+        &mut SystemEntropy,
+    ))
 }
 
 /// Connects to the first of the host's addresses that takes the connection.

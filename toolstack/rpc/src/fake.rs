@@ -66,6 +66,8 @@ pub struct State {
     pub log: Vec<String>,
     /// Refuse all connections.
     pub busy: bool,
+    /// Reset so many connections that have sent something.
+    pub resets: u32,
     /// Refuse imports after so many bytes.
     pub fail_import_at: Option<u64>,
     last_domid: u16,
@@ -134,6 +136,12 @@ impl FakeHost {
         let stream = Tcp(stream);
         let result = match ready {
             Err(e) => Err(ConnectionError::Stream(e)),
+            // With bytes of the peer unread, its system is told so by a reset.
+            Ok(()) if self.reset_this() => stream
+                .0
+                .peek(&mut [0])
+                .map(drop)
+                .map_err(ConnectionError::Stream),
             Ok(()) => block_on(async {
                 let mut peer = accept_versions(stream, keys, versions, &mut SystemEntropy).await?;
                 if self.state().busy {
@@ -149,6 +157,13 @@ impl FakeHost {
         if let Err(e) = result {
             self.state().log.push(e.to_string());
         }
+    }
+
+    fn reset_this(&self) -> bool {
+        let resets = &mut self.state().resets;
+        let reset = *resets > 0;
+        *resets -= u32::from(reset);
+        reset
     }
 
     async fn answer(

@@ -354,6 +354,14 @@ fn wrong_keys_and_versions() {
     bed.run(&["list"])
         .fails("list: the host is busy: it serves 12 clients, and none is idle");
     bed.host.state().busy = false;
+    // Too many handshakes at once: one that is reset is begun again, not for ever.
+    bed.host.state().resets = 5;
+    bed.run(&["list"])
+        .says("Name  ID  Mem  VCPUs  State  Time(s)  Node\n");
+    bed.host.state().resets = 6;
+    bed.run(&["list"]).fails(&format!(
+        "{address}: host does not answer: Connection reset by peer"
+    ));
     bed.run(&["list"])
         .says("Name  ID  Mem  VCPUs  State  Time(s)  Node\n");
 }
