@@ -194,7 +194,7 @@ impl Bed {
             if serial.lines().any(|line| line.contains(text)) {
                 return Ok(());
             }
-            if let Some(line) = self.serial().lines().find(|line| is_the_end(line)) {
+            if let Some(line) = serial.lines().find(|line| is_the_end(line)) {
                 bail!("{}", line.trim());
             }
             if !runs {
@@ -309,11 +309,16 @@ fn type_to_xen(socket: &mut UnixStream, keys: &str, sign: &str) -> Result<String
     }
 }
 
-/// Whether Xen says that there is no dom0 any more.
+/// Whether Xen says that there is no dom0 any more, or Closer that it does not go on.
 fn is_the_end(line: &str) -> bool {
-    ["Hardware Dom0 ", "Domain 0 crashed", "Panic on CPU"]
-        .iter()
-        .any(|mark| line.contains(mark))
+    [
+        "Hardware Dom0 ",
+        "Domain 0 crashed",
+        "Panic on CPU",
+        "closer: halted",
+    ]
+    .iter()
+    .any(|mark| line.contains(mark))
 }
 
 /// The QEMU process of a bed's folder, if it runs.

@@ -98,11 +98,11 @@ pub fn run(arguments: &Create, global: &Global) -> Result<(), Failure> {
 
 /// Reads and checks what is on this machine.
 fn read(arguments: &Create, global: &Global) -> Result<Local, Failure> {
-    let (config, warnings) = xlcfg::load(&arguments.file, &arguments.overrides, arguments.strict)
-        .map_err(|e| Failure::Line(without_number(&e.to_string())))?;
+    let (config, warnings) = xlcfg::load(&arguments.file, &arguments.overrides, arguments.strict);
     for warning in warnings {
         warn(warning, global.format());
     }
+    let config = config.map_err(|e| Failure::Line(without_number(&e.to_string())))?;
     let file = arguments.file.display();
     check_name(&config.name).map_err(|e| Failure::new(format_args!("{file}: name"), e))?;
     let kernel = open_kernel(&config.kernel, config.kind)?;

@@ -37,11 +37,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn read(mut self, strict: bool) -> Result<(XlConfig, Vec<Warning>), ConfigError> {
+    pub(super) fn read(mut self, strict: bool) -> (Result<XlConfig, ConfigError>, Vec<Warning>) {
+        let config = self.config(strict);
+        self.warnings.sort_by_key(|w| w.at.line);
+        (config, self.warnings)
+    }
+
+    fn config(&mut self, strict: bool) -> Result<XlConfig, ConfigError> {
         self.check_keys(strict)?;
         let kind = self.kind()?;
         let (memory_mib, vcpus) = (self.memory()?, self.vcpus()?);
-        let config = XlConfig {
+        Ok(XlConfig {
             name: self.name()?,
             kind,
             kernel: self.kernel(kind)?,
@@ -59,9 +65,7 @@ impl<'a> Reader<'a> {
             on_crash: self.action("on_crash", Action::Destroy)?,
             tsc_mode: self.tsc_mode()?,
             uuid: self.uuid()?,
-        };
-        self.warnings.sort_by_key(|w| w.at.line);
-        Ok((config, self.warnings))
+        })
     }
 
     fn get(&self, key: &str) -> Option<&'a Setting> {

@@ -7,16 +7,17 @@ const MINIMAL: &str = "name = 'g'\nkernel = 'vmlinuz'\nmemory = 64\n";
 
 fn good(text: &str, overrides: &[&str]) -> (XlConfig, Vec<String>) {
     let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
-    match parse(text, "g.cfg", &overrides, true) {
-        Ok((config, warnings)) => (config, warnings.iter().map(Warning::to_string).collect()),
+    let (config, warnings) = parse(text, "g.cfg", &overrides, true);
+    match config {
+        Ok(config) => (config, warnings.iter().map(Warning::to_string).collect()),
         Err(error) => panic!("{error}\n{text}"),
     }
 }
 
 fn bad(text: &str, overrides: &[&str]) -> String {
     let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
-    match parse(text, "g.cfg", &overrides, true) {
-        Ok((config, _)) => panic!("{text} gives {config:?}"),
+    match parse(text, "g.cfg", &overrides, true).0 {
+        Ok(config) => panic!("{text} gives {config:?}"),
         Err(error) => error.to_string(),
     }
 }
@@ -391,7 +392,8 @@ fn known_keys_without_effect_are_warnings_even_when_strict() {
 #[test]
 fn an_unknown_key_is_a_warning_unless_strict() {
     let text = format!("{MINIMAL}memroy = 5\n");
-    let (_, warnings) = parse(&text, "g.cfg", &[], false).unwrap();
+    let (config, warnings) = parse(&text, "g.cfg", &[], false);
+    config.unwrap();
     assert_eq!(warnings.len(), 1);
     assert_eq!(
         warnings[0].to_string(),
@@ -435,16 +437,16 @@ fn no_known_key_is_listed_twice() {
 fn files_that_cannot_be_read_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("g.cfg");
-    let error = load(&path, &[], false).unwrap_err().to_string();
+    let error = load(&path, &[], false).0.unwrap_err().to_string();
     assert!(
         error.starts_with(path.to_str().unwrap()) && error.contains("No such file"),
         "{error}"
     );
     std::fs::write(&path, b"name = '\xff'").unwrap();
-    let error = load(&path, &[], false).unwrap_err().to_string();
+    let error = load(&path, &[], false).0.unwrap_err().to_string();
     assert!(error.ends_with("not UTF-8 text at byte 8"), "{error}");
     std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
-    let error = load(&path, &[], false).unwrap_err().to_string();
+    let error = load(&path, &[], false).0.unwrap_err().to_string();
     assert!(
         error.ends_with("larger than 1 MiB, so not a guest's definition"),
         "{error}"
@@ -452,8 +454,8 @@ fn files_that_cannot_be_read_are_named() {
     std::fs::write(&path, MINIMAL).unwrap();
     assert_eq!(
         load(&path, &["memory=65".into()], true)
-            .unwrap()
             .0
+            .unwrap()
             .memory_mib,
         65
     );
@@ -496,7 +498,8 @@ fn every_example_is_good_without_a_warning() {
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        let (_, warnings) = load(&path, &[], true).unwrap();
+        let (config, warnings) = load(&path, &[], true);
+        config.unwrap();
         assert_eq!(warnings, [], "{}", path.display());
         count += 1;
     }

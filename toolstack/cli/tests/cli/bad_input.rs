@@ -134,6 +134,17 @@ fn an_unknown_key_is_a_warning_or_an_error() {
         "{ran:?}"
     );
     assert_eq!(ran.stdout, "created web, domid 1\n");
+    // It may be the very key that is missing.
+    bed.write("typo.cfg", b"name = 'x'\nkernel = 'vmlinuz'\nmemry = 64\n");
+    let ran = bed.run(&["create", "typo.cfg"]);
+    assert_eq!(
+        (ran.code, &*ran.stderr),
+        (
+            Some(1),
+            "closer: warning: typo.cfg:3: memry: unknown key (is memory meant?); ignored\n\
+             closer: typo.cfg: memory is not set (in MiB)\n"
+        )
+    );
 }
 
 #[test]
