@@ -56,7 +56,7 @@ impl<D: Disk> ByteIo<D> {
         for (n, part) in to.chunks_mut(chunk).enumerate() {
             let segments = scatter(&buffer, part.len());
             let at = sector + (n * chunk) as u64 / SECTOR;
-            self.disk.read(at, &segments, &hold).await?;
+            twice(async || self.disk.read(at, &segments, &hold).await).await?;
             for (page, bytes) in buffer.iter().zip(part.chunks_mut(PAGE_SIZE)) {
                 page.read_bytes(0, bytes);
             }
@@ -75,7 +75,7 @@ impl<D: Disk> ByteIo<D> {
             }
             let segments = scatter(&buffer, part.len());
             let at = sector + (n * chunk) as u64 / SECTOR;
-            self.disk.write(at, &segments, &hold).await?;
+            twice(async || self.disk.write(at, &segments, &hold).await).await?;
         }
         Ok(())
     }
@@ -97,7 +97,7 @@ impl<D: Disk> ByteIo<D> {
             if let (Some(last), 1..) = (segments.last_mut(), rest) {
                 last.len = u32::try_from(rest * SECTOR).unwrap_or(0);
             }
-            self.disk.write(at, &segments, &hold).await?;
+            twice(async || self.disk.write(at, &segments, &hold).await).await?;
             at += now;
         }
         Ok(())
@@ -105,13 +105,23 @@ impl<D: Disk> ByteIo<D> {
 
     /// Makes what was written durable.
     pub async fn flush(&self) -> Result<(), BlockError> {
-        self.disk.flush().await
+        twice(async || self.disk.flush().await).await
     }
 
     fn buffer(&self, len: usize) -> Result<Rc<Vec<DmaBuffer>>, BlockError> {
         let count = len.div_ceil(PAGE_SIZE).min(CHUNK_PAGES);
         let pages: Option<Vec<_>> = (0..count).map(|_| self.dma.alloc(1, self.node)).collect();
         pages.map(Rc::new).ok_or(BlockError::NoMemory)
+    }
+}
+
+/// Does it a second time if the disk was reset under the first, because of somebody else's
+/// command, as the block task does for guests. A reset takes no completed write back, and
+/// all of this can be done twice.
+async fn twice(once: impl AsyncFn() -> Result<(), BlockError>) -> Result<(), BlockError> {
+    match once().await {
+        Err(BlockError::Reset) => once().await,
+        result => result,
     }
 }
 

@@ -10,7 +10,7 @@ use backend_blk::{BlockError, ByteIo, Disk, Geometry};
 use hal::block::Hold;
 use hal::{DmaSegment, Node};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use xen_sim::{Executor, Machine};
 
@@ -29,6 +29,12 @@ pub struct Recorder {
     pub log: Rc<RefCell<Vec<Op>>>,
     /// Writes that still work; then all fail.
     pub writes_left: Rc<Cell<u64>>,
+    /// Flushes that still work; then all fail, though what was written stays.
+    pub flushes_left: Rc<Cell<u64>>,
+    /// Sectors that cannot be read until they are written.
+    pub unreadable: Rc<RefCell<BTreeSet<u64>>>,
+    /// Commands that a reset of the controller cuts off, beginning with the next.
+    pub resets: Rc<Cell<u64>>,
 }
 
 impl Recorder {
@@ -44,6 +50,9 @@ impl Recorder {
             sectors: Rc::default(),
             log: Rc::default(),
             writes_left: Rc::new(Cell::new(u64::MAX)),
+            flushes_left: Rc::new(Cell::new(u64::MAX)),
+            unreadable: Rc::default(),
+            resets: Rc::default(),
         }
     }
 
@@ -51,14 +60,11 @@ impl Recorder {
         ByteIo::new(self.clone(), Rc::new(self.machine.allocator()), Node(0))
     }
 
-    /// A disk of its own with the same contents.
+    /// A disk of its own with the same contents, on which all works.
     pub fn fork(&self) -> Self {
         Self {
-            machine: Machine::new(),
-            geometry: self.geometry,
             sectors: Rc::new(RefCell::new(self.sectors.borrow().clone())),
-            log: Rc::default(),
-            writes_left: Rc::new(Cell::new(u64::MAX)),
+            ..Self::new(self.geometry.sectors, self.geometry.block_size)
         }
     }
 
@@ -133,8 +139,12 @@ impl Disk for Recorder {
     async fn read(&self, sector: u64, segments: &[DmaSegment], _: &Hold) -> Result<(), BlockError> {
         let mut at = sector;
         self.check(sector, segments)?;
+        self.not_reset()?;
         for segment in segments {
             for n in 0..u64::from(segment.len) / 512 {
+                if self.unreadable.borrow().contains(&at) {
+                    return Err(BlockError::Media(0x281));
+                }
                 self.machine
                     .dma_write(segment.bus_addr + n * 512, &self.get(at))
                     .unwrap();
@@ -151,6 +161,7 @@ impl Disk for Recorder {
     ) -> Result<(), BlockError> {
         let mut at = sector;
         self.check(sector, segments)?;
+        self.not_reset()?;
         if self.writes_left.get() == 0 {
             return Err(BlockError::Media(0x280));
         }
@@ -161,6 +172,7 @@ impl Disk for Recorder {
                 self.machine
                     .dma_read(segment.bus_addr + n * 512, &mut bytes)
                     .unwrap();
+                self.unreadable.borrow_mut().remove(&at);
                 // What changes nothing needs no cut of its own.
                 if self.get(at) != bytes {
                     self.put(at, bytes.clone());
@@ -172,6 +184,11 @@ impl Disk for Recorder {
         Ok(())
     }
     async fn flush(&self) -> Result<(), BlockError> {
+        self.not_reset()?;
+        if self.flushes_left.get() == 0 {
+            return Err(BlockError::Device(6));
+        }
+        self.flushes_left.set(self.flushes_left.get() - 1);
         self.log.borrow_mut().push(Op::Flush);
         Ok(())
     }
@@ -189,6 +206,16 @@ impl Recorder {
         }
         let fits = sector + bytes / 512 <= self.geometry.sectors;
         fits.then_some(()).ok_or(BlockError::OutOfRange)
+    }
+
+    fn not_reset(&self) -> Result<(), BlockError> {
+        match self.resets.get() {
+            0 => Ok(()),
+            left => {
+                self.resets.set(left - 1);
+                Err(BlockError::Reset)
+            }
+        }
     }
 }
 
