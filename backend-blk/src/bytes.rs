@@ -125,6 +125,16 @@ async fn twice(once: impl AsyncFn() -> Result<(), BlockError>) -> Result<(), Blo
     }
 }
 
+/// Tells what a failed read says of the bytes (inner: they cannot be read) from what it says
+/// of the host or of the whole disk (outer).
+pub(crate) fn readable(read: Result<(), BlockError>) -> Result<Result<(), BlockError>, BlockError> {
+    match read {
+        // No answer: a bad sector may keep a disk busy for longer than anybody waits.
+        Err(BlockError::Media(_) | BlockError::Device(_) | BlockError::Timeout) => Ok(read),
+        other => other.map(Ok),
+    }
+}
+
 fn scatter(pages: &[DmaBuffer], len: usize) -> Vec<hal::DmaSegment> {
     (0..len)
         .step_by(PAGE_SIZE)

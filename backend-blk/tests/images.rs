@@ -271,12 +271,15 @@ fn the_other_catalog_is_there_when_one_is_damaged() {
         put(&area, &bytes(10, 1), 10).await.unwrap();
         put(&area, &bytes(10, 2), 10).await.unwrap();
     });
-    // Two commits: the second is in the first place.
     let (first, second) = (disk.fork(), disk.fork());
     first.flip(0, 30);
-    assert_eq!(open(&first).unwrap().objects().len(), 1);
+    assert_eq!(open(&first).unwrap().objects().len(), 2);
     second.flip(512, 30);
     assert_eq!(open(&second).unwrap().objects().len(), 2);
+    // Opening wrote it anew.
+    second.flip(0, 30);
+    assert_eq!(open(&second).unwrap().objects().len(), 2);
+    first.flip(0, 30);
     first.flip(512, 30);
     assert_eq!(open(&first).unwrap_err(), ImageError::Damaged);
     let io = first.io();
@@ -391,6 +394,112 @@ fn a_write_that_fails_anywhere_leaves_one_state_and_the_area_usable() {
             assert!(broken_after < 29, "never got through");
         }
     }
+}
+
+#[test]
+fn after_two_failed_changes_and_a_power_cut_no_image_has_another_ones_bytes() {
+    let disk = disk(64);
+    let area = open(&disk).unwrap();
+    let (first, other) = (bytes(40_000, 1), bytes(100_000, 2));
+    let (ours, d, put_first) = (area.clone(), disk.clone(), first.clone());
+    run(async move {
+        ours.put_record("r", b"x").await.unwrap();
+        // The catalog that names the first image reaches the disk, but nobody says so: the
+        // flush of its data works, its own does not.
+        d.flushes_left.set(1);
+        let failed = Err(ImageError::Disk(BlockError::Device(6)));
+        assert_eq!(put(&ours, &put_first, 40_000).await, failed);
+        d.flushes_left.set(u64::MAX);
+        // Another change, that never gets there.
+        d.writes_left.set(0);
+        let failed = Err(ImageError::Disk(BlockError::Media(0x280)));
+        assert_eq!(ours.remove_record("r").await, failed);
+        d.writes_left.set(u64::MAX);
+        // The next image begins to come, and the power goes.
+        let mut next = ours.put(id(&other), other.len() as u64).unwrap();
+        next.write(&other).await.unwrap();
+    });
+    let (objects, _) = contents(&disk);
+    assert_eq!(objects.get(&id(&first)), Some(&first));
+}
+
+#[test]
+fn while_changes_fail_no_space_is_lost_for_good() {
+    let disk = disk(64);
+    let area = open(&disk).unwrap();
+    let (ours, d) = (area.clone(), disk.clone());
+    run(async move {
+        for n in 0..20 {
+            // The data's flush works, the catalog's does not.
+            d.flushes_left.set(1);
+            put(&ours, &bytes(9_000, n), 9_000).await.unwrap_err();
+        }
+        d.flushes_left.set(u64::MAX);
+        ours.put_record("r", b"x").await.unwrap();
+        assert_eq!(ours.space().free, 63 * 4096);
+    });
+}
+
+#[test]
+fn whichever_catalog_cannot_be_read_nothing_is_lost_or_has_other_bytes() {
+    let disk = disk(40);
+    let area = open(&disk).unwrap();
+    for n in 0..8 {
+        let ours = area.clone();
+        run(async move { step(&ours, n).await }).unwrap();
+        let now = contents(&disk.fork());
+        for sector in [0, 512] {
+            let bad = disk.fork();
+            bad.unreadable.borrow_mut().insert(sector);
+            assert!(contents(&bad) == now, "step {n}, sector {sector}");
+            assert!(
+                bad.unreadable.borrow().is_empty(),
+                "it was not written anew"
+            );
+            bad.unreadable.borrow_mut().insert(512 - sector);
+            assert!(contents(&bad) == now, "step {n}, then the other");
+        }
+        let gone = disk.fork();
+        gone.unreadable.borrow_mut().extend([0, 512]);
+        let refused = open(&gone).unwrap_err();
+        assert_eq!(refused, ImageError::Disk(BlockError::Media(0x281)));
+    }
+}
+
+#[test]
+fn a_catalog_that_cannot_be_written_again_leaves_an_area_that_can_be_read() {
+    let disk = disk(40);
+    let area = open(&disk).unwrap();
+    run(async move { step(&area, 0).await }).unwrap();
+    let now = contents(&disk.fork());
+    disk.unreadable.borrow_mut().insert(0);
+    disk.writes_left.set(0);
+    assert!(contents(&disk) == now);
+}
+
+#[test]
+fn a_change_whose_second_copy_fails_is_made_and_nothing_of_before_is_overwritten() {
+    let disk = disk(40);
+    let area = open(&disk).unwrap();
+    let (ours, d) = (area.clone(), disk.clone());
+    run(async move {
+        step(&ours, 0).await.unwrap();
+        let space = ours.space().free;
+        d.writes_left.set(1);
+        step(&ours, 4).await.unwrap();
+        d.writes_left.set(u64::MAX);
+        assert_eq!(ours.space().free, space);
+        let data = bytes(30_000, 101);
+        let mut next = ours.put(id(&data), 30_000).unwrap();
+        next.write(&data).await.unwrap();
+    });
+    // One place has the removal, the other the catalog from before.
+    let seen = [0, 512].map(|sector| {
+        let bad = disk.fork();
+        bad.unreadable.borrow_mut().insert(sector);
+        contents(&bad).0.len()
+    });
+    assert_eq!(seen, [1, 0]);
 }
 
 proptest! {

@@ -4,6 +4,7 @@ use super::{BLOCK, MAX_NAME, ObjectId};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use hal::block::BlockError;
 
 /// Bytes of each of the two places for a catalog.
 pub const SLOT: usize = 256 << 10;
@@ -61,6 +62,8 @@ pub enum BadCatalog {
     Empty,
     /// Not ours, of another version, or damaged.
     Damaged,
+    /// The disk cannot read them.
+    Unreadable(BlockError),
 }
 
 impl Catalog {
@@ -153,6 +156,11 @@ impl Catalog {
             at = end;
         }
         Some(catalog)
+    }
+
+    /// Whether both differ in nothing but the number.
+    pub fn holds_the_same(&self, other: &Self) -> bool {
+        self.objects == other.objects && self.records == other.records
     }
 
     /// All blocks in use, in order.

@@ -12,13 +12,14 @@
 //! u32 length of its name, the name, u32 CRC-32 of its bytes, and its place. A place is
 //! u64 bytes, u32 runs, and for each run u32 first block and u32 blocks.
 //!
-//! # Why a power cut loses nothing
-//! Data goes to blocks that the catalog in force does not use, and is flushed before
-//! the catalog that names it is written; that goes to the place of the older catalog,
-//! with the next sequence number, and is flushed before anything is answered. The valid
-//! catalog with the higher number is in force. A put that was cut left nothing but bytes
-//! in free blocks. Blocks of what was removed are free only when the catalog without it
-//! is on the disk.
+//! # Why a power cut or a bad sector loses nothing
+//! Data goes to blocks that no catalog on the disk uses, and is flushed before the catalog
+//! that names it is written; that goes to the place of the older catalog, with the next
+//! sequence number, and is flushed: now the change is made, since the valid catalog with
+//! the higher number is in force. A put that was cut left nothing but bytes in free blocks.
+//! Then the other place gets the same, with the number after that. So either place alone
+//! holds all, and blocks of what was removed are free only when both are without it: if one
+//! cannot be read, the other is used, and names no bytes of anything else.
 
 mod catalog;
 mod lease;
@@ -27,7 +28,7 @@ mod put;
 pub use lease::{LEASE_TIME, Lease};
 pub use put::Put;
 
-use crate::bytes::ByteIo;
+use crate::bytes::{ByteIo, readable};
 use crate::disk::{Disk, SECTOR};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -224,8 +225,8 @@ struct State {
     catalog: Catalog,
     /// Blocks of puts and records that no catalog names yet.
     reserved: Vec<Run>,
-    /// Blocks of a catalog that may or may not be on the disk: it is being written, or the
-    /// disk failed while it was. The next one takes its place.
+    /// Blocks of all catalogs but the one in force that may be on the disk: the one before
+    /// it, and those that were being written when the disk failed.
     doubtful: Vec<Run>,
     /// What creates in progress keep.
     leases: Leases,
@@ -265,20 +266,36 @@ impl<D: Disk> ImageArea<D> {
         let blocks = blocks_of(&io)?;
         let first = read_slot(&io, 0, blocks).await?;
         let second = read_slot(&io, 1, blocks).await?;
-        let catalog = match (first, second) {
-            (Ok(a), Ok(b)) if b.sequence > a.sequence => b,
-            (Ok(a), _) => a,
-            (Err(_), Ok(b)) => b,
-            (Err(BadCatalog::Empty), Err(BadCatalog::Empty)) => Catalog::default(),
-            // The very first catalog, cut.
-            (Err(BadCatalog::Damaged), Err(BadCatalog::Empty)) => Catalog::default(),
-            (Err(_), Err(_)) => return Err(ImageError::Damaged),
+        let (catalog, other) = match (first, second) {
+            (Ok(a), Ok(b)) if b.sequence > a.sequence => (b, Ok(a)),
+            (Ok(a), b) => (a, b),
+            (a @ Err(_), Ok(b)) => (b, a),
+            // Never written, or cut while the area was made: what is in the first place is
+            // at most an empty catalog, since the first change goes to the second.
+            (Err(_), Err(BadCatalog::Empty)) => {
+                let area = Self::with(io, blocks, Catalog::default());
+                area.write_first().await?;
+                return Ok(area);
+            }
+            (Err(BadCatalog::Unreadable(error)), Err(_))
+            | (Err(_), Err(BadCatalog::Unreadable(error))) => return Err(error.into()),
+            (Err(_), Err(BadCatalog::Damaged)) => return Err(ImageError::Damaged),
         };
         let area = Self::with(io, blocks, catalog);
-        if area.0.state.borrow().catalog.sequence == 0 {
-            area.write_first().await?;
-        }
+        area.restore(other).await;
         Ok(area)
+    }
+
+    /// Writes the catalog in force to the other place too, if that has another one.
+    async fn restore(&self, other: Result<Catalog, BadCatalog>) {
+        match other {
+            Ok(other) if other.holds_the_same(&self.0.state.borrow().catalog) => return,
+            Ok(other) => self.0.state.borrow_mut().doubtful = other.used(),
+            // The area was being made.
+            Err(BadCatalog::Empty) => {}
+            Err(bad) => log::warn!("image area: one copy of its catalog is bad: {bad:?}"),
+        }
+        self.write_second().await;
     }
 
     /// Makes an empty area, whatever was there.
@@ -295,7 +312,9 @@ impl<D: Disk> ImageArea<D> {
     async fn write_first(&self) -> Result<(), ImageError> {
         let bytes = Catalog::default().encode().ok_or(ImageError::CatalogFull)?;
         self.0.io.write(0, &bytes).await?;
-        Ok(self.0.io.flush().await?)
+        self.0.io.flush().await?;
+        self.write_second().await;
+        Ok(())
     }
 
     fn with(io: ByteIo<D>, blocks: u32, catalog: Catalog) -> Self {
@@ -545,23 +564,45 @@ impl<D: Disk> ImageArea<D> {
         .await
     }
 
-    /// Changes the catalog, on the disk and then here. The caller holds the lock, and has
-    /// the blocks of new data reserved and the data flushed.
+    /// Changes the catalog, in both places. The caller holds the lock, and has the blocks of
+    /// new data reserved and the data flushed.
     async fn commit(&self, change: impl FnOnce(&mut Catalog)) -> Result<(), ImageError> {
+        self.write_next(change).await?;
+        self.write_second().await;
+        Ok(())
+    }
+
+    /// Gives the other place what the first has. Without it the change is made nevertheless:
+    /// only, blocks that it freed cannot be used before a catalog gets there.
+    async fn write_second(&self) {
+        if let Err(error) = self.write_next(|_| {}).await {
+            log::warn!("image area: no second copy of its catalog: {error}");
+        }
+    }
+
+    /// Writes the next catalog to the place of the older one, and then has it here.
+    async fn write_next(&self, change: impl FnOnce(&mut Catalog)) -> Result<(), ImageError> {
         let mut next = self.0.state.borrow().catalog.clone();
         next.sequence += 1;
         change(&mut next);
         let bytes = next.encode().ok_or(ImageError::CatalogFull)?;
         // Whatever becomes of this future or the disk: from here on the catalog may be
-        // there, so its blocks must not be used for anything else.
-        self.0.state.borrow_mut().doubtful = next.used();
+        // there, so its blocks must not be used for anything else. Nor those of an earlier
+        // one that failed: this one may fail before it takes its place.
+        {
+            let doubtful = &mut self.0.state.borrow_mut().doubtful;
+            doubtful.extend(next.used());
+            doubtful.sort_unstable();
+            doubtful.dedup();
+        }
         // The place of the catalog in force is the other one.
         let slot = (next.sequence % 2) * SLOT as u64 / SECTOR;
         self.0.io.write(slot, &bytes).await?;
         self.0.io.flush().await?;
         let mut state = self.0.state.borrow_mut();
-        state.catalog = next;
-        state.doubtful.clear();
+        let before = core::mem::replace(&mut state.catalog, next);
+        // All others that were in doubt were to stand where this one does now.
+        state.doubtful = before.used();
         Ok(())
     }
 }
@@ -624,10 +665,14 @@ async fn read_slot<D: Disk>(
 ) -> Result<Result<Catalog, BadCatalog>, ImageError> {
     let sector = slot * SLOT as u64 / SECTOR;
     let mut bytes = vec![0; BLOCK];
-    io.read(sector, &mut bytes).await?;
+    if let Err(error) = readable(io.read(sector, &mut bytes).await)? {
+        return Ok(Err(BadCatalog::Unreadable(error)));
+    }
     if let Some(len) = Catalog::padded_len(&bytes) {
         bytes.resize(len, 0);
-        io.read(sector, &mut bytes).await?;
+        if let Err(error) = readable(io.read(sector, &mut bytes).await)? {
+            return Ok(Err(BadCatalog::Unreadable(error)));
+        }
     }
     Ok(Catalog::parse(&bytes, blocks))
 }
