@@ -3,10 +3,14 @@
 
 mod recorder;
 
+use backend_blk::gpt::format::BadTable;
 use backend_blk::gpt::{Contents, Gpt, GptError, Guid, Health, Overwrite, VolumeHandle};
 use backend_blk::{BlockError, Extent};
 use proptest::prelude::*;
 use recorder::{Recorder, run};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 
 const MIB: u64 = 2048;
 
@@ -448,7 +452,7 @@ fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_wor
             let refused = gpt.open_volume("new").unwrap_err();
             assert!(matches!(
                 refused,
-                GptError::NoSuchVolume | GptError::Filling
+                GptError::NoSuchVolume | GptError::Filling | GptError::InDoubt
             ));
         }
         disk.writes_left.set(u64::MAX);
@@ -469,6 +473,130 @@ fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_wor
         }
         assert!(broken_after < 43, "never got through");
     }
+}
+
+/// Block of the primary's header and first block of its entries, then the backup's, on a
+/// disk of 64 MiB with blocks of 512 bytes.
+const COPIES: [(u64, u64); 2] = [(1, 2), (64 * MIB - 1, 64 * MIB - 33)];
+
+#[test]
+fn a_copy_that_cannot_be_read_is_restored_from_the_other() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, _) = add(create(&disk), "a", MIB, 2);
+    for ((header, entries), restored) in COPIES
+        .into_iter()
+        .zip([Health::PrimaryRestored, Health::BackupRestored])
+    {
+        for sector in [header, entries, entries + 31] {
+            let bad = disk.fork();
+            bad.unreadable.borrow_mut().insert(sector);
+            let (found, health) = open(&bad).unwrap();
+            assert_eq!(health, restored, "sector {sector}");
+            assert_eq!(found.volumes(), gpt.volumes());
+            assert_eq!(open(&bad).unwrap().1, Health::Good);
+        }
+    }
+    disk.unreadable.borrow_mut().extend([1, 64 * MIB - 1]);
+    let bad = BadTable::Unreadable(BlockError::Media(0x281));
+    assert_eq!(open(&disk).unwrap_err(), GptError::NoTable(bad, bad));
+}
+
+#[test]
+fn a_copy_that_cannot_be_written_anew_leaves_a_table_that_can_be_used() {
+    for (header, _) in COPIES {
+        let disk = Recorder::new(64 * MIB, 512);
+        add(create(&disk), "a", MIB, 2).1.unwrap();
+        disk.unreadable.borrow_mut().insert(header);
+        disk.writes_left.set(0);
+        let failed = BlockError::Media(0x280);
+        let (gpt, health) = open(&disk).unwrap();
+        assert_eq!(health, Health::OneCopy(failed));
+        gpt.open_volume("a").unwrap();
+        let (gpt, refused) = add(gpt, "b", MIB, 3);
+        assert_eq!(refused, Err(GptError::Disk(failed)));
+        disk.writes_left.set(u64::MAX);
+        let before = disk.fork();
+        disk.take_log();
+        add(gpt, "b", MIB, 3).1.unwrap();
+        before.unreadable.borrow_mut().insert(header);
+        before.each_cut(&disk.take_log(), |cut| {
+            let found = names(&open(&cut).unwrap().0);
+            assert!(found == ["a"] || found == ["a", "b"], "{found:?}");
+        });
+    }
+}
+
+/// What the disk says after a restart, whichever copy is read.
+fn after_restart(disk: &Recorder) -> Vec<Vec<String>> {
+    let copies = COPIES.map(|(header, _)| {
+        let disk = disk.fork();
+        disk.flip(header, 17);
+        names(&open(&disk).unwrap().0)
+    });
+    [names(&open(&disk.fork()).unwrap().0)]
+        .into_iter()
+        .chain(copies)
+        .collect()
+}
+
+#[test]
+fn a_volume_whose_removal_failed_is_still_there_after_a_restart() {
+    // Entries and header of the backup, then of the primary; one of them fails.
+    for fails in 0..4 {
+        let disk = Recorder::new(64 * MIB, 512);
+        let (gpt, _) = add(create(&disk), "a", MIB, 2);
+        disk.fails_at.set(fails);
+        let (gpt, removed) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+        assert_eq!(removed, Err(GptError::Disk(BlockError::Media(0x280))));
+        // A guest starts from it.
+        gpt.open_volume("a").unwrap();
+        assert_eq!(after_restart(&disk), [["a"]; 3], "write {fails}");
+    }
+}
+
+#[test]
+fn a_volume_whose_change_is_in_doubt_is_refused_until_the_table_can_be_written() {
+    for broken_after in 0..4 {
+        let disk = Recorder::new(64 * MIB, 512);
+        let (gpt, _) = add(create(&disk), "a", MIB, 2);
+        let (gpt, _) = add(gpt, "b", MIB, 3);
+        disk.writes_left.set(broken_after);
+        let failed = GptError::Disk(BlockError::Media(0x280));
+        let (gpt, removed) = with(gpt, async |gpt| gpt.remove_volume("a").await);
+        assert_eq!(removed, Err(failed));
+        assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::InDoubt);
+        assert_eq!(gpt.open_to_overwrite("a").unwrap_err(), GptError::InDoubt);
+        // Of others nothing is in doubt.
+        let b = gpt.open_volume("b").unwrap();
+        let (gpt, settled) = with(gpt, async |gpt| gpt.settle().await);
+        assert_eq!(settled, Err(failed));
+        let (gpt, refused) = with(gpt, async move |gpt| gpt.begin_overwrite(&b).await);
+        assert_eq!(refused, Err(failed));
+        disk.writes_left.set(u64::MAX);
+        let (gpt, settled) = with(gpt, async |gpt| gpt.settle().await);
+        assert_eq!(settled, Ok(()));
+        gpt.open_volume("a").unwrap();
+        gpt.open_volume("b").unwrap();
+        assert_eq!(after_restart(&disk), [["a", "b"]; 3]);
+    }
+}
+
+#[test]
+fn a_change_that_is_dropped_in_the_middle_is_in_doubt() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, _) = add(create(&disk), "a", MIB, 2);
+    disk.hangs.set(true);
+    let (gpt, ()) = with(gpt, async |gpt| {
+        let mut removal = pin!(gpt.remove_volume("a"));
+        let polled = poll_fn(|cx| Poll::Ready(removal.as_mut().poll(cx).is_ready())).await;
+        assert!(!polled);
+    });
+    disk.hangs.set(false);
+    assert_eq!(gpt.open_volume("a").unwrap_err(), GptError::InDoubt);
+    let (gpt, settled) = with(gpt, async |gpt| gpt.settle().await);
+    settled.unwrap();
+    gpt.open_volume("a").unwrap();
+    assert_eq!(after_restart(&disk), [["a"]; 3]);
 }
 
 proptest! {

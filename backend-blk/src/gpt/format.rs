@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use hal::block::BlockError;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -65,6 +66,8 @@ pub enum BadTable {
     Layout,
     /// An entry that leaves the usable blocks, ends before it starts, or overlaps another.
     Entry(u32),
+    /// The disk cannot read them.
+    Unreadable(BlockError),
 }
 
 impl fmt::Display for BadTable {
@@ -75,6 +78,7 @@ impl fmt::Display for BadTable {
             Self::Unsupported => f.write_str("unsupported sizes or revision"),
             Self::Layout => f.write_str("impossible block numbers"),
             Self::Entry(n) => write!(f, "impossible entry {n}"),
+            Self::Unreadable(error) => write!(f, "cannot be read: {error}"),
         }
     }
 }

@@ -20,13 +20,17 @@
 //! overwritten again or removed.
 //!
 //! Partitions of other kinds are kept as they are, and their space is not touched.
+//!
+//! When the disk fails a change, the old table is put back. If that fails too, it cannot be
+//! told which table a restart would find: volumes in which both differ are not opened, and
+//! no change is made on top of it, until [`Gpt::settle`] has put the old one back.
 
 pub mod format;
 mod guid;
 
 pub use guid::Guid;
 
-use crate::bytes::ByteIo;
+use crate::bytes::{ByteIo, readable};
 use crate::disk::{Disk, Extent, SECTOR};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -69,6 +73,9 @@ pub enum GptError {
     Blank,
     /// There is no valid table, but something else: the reasons, of primary and backup.
     NoTable(BadTable, BadTable),
+    /// The disk failed a change of this volume, and which of both a restart would find is
+    /// not known.
+    InDoubt,
     /// The disk is not blank, and overwriting was not asked for.
     NotBlank,
     /// The disk is too small for a table.
@@ -101,6 +108,10 @@ impl fmt::Display for GptError {
             Self::NoTable(primary, backup) => write!(
                 f,
                 "the disk has no valid partition table (primary: {primary}; backup: {backup})"
+            ),
+            Self::InDoubt => f.write_str(
+                "the disk failed a change of this volume, and whether it was made is not known; \
+                 the volume cannot be used before the partition table can be written",
             ),
             Self::NotBlank => f.write_str("the disk is not blank"),
             Self::TooSmall => f.write_str("the disk is too small"),
@@ -140,6 +151,8 @@ pub enum Health {
     BackupRestored,
     /// The primary was invalid, and was written anew from the backup.
     PrimaryRestored,
+    /// One of both was invalid or different, and cannot be written anew.
+    OneCopy(BlockError),
 }
 
 /// Whether [`Gpt::create`] may destroy what is on a disk.
@@ -227,6 +240,9 @@ pub struct Gpt<D> {
     /// The primary may be half written, by an update that the disk failed: the backup is
     /// then the whole one, and must be written last.
     primary_broken: bool,
+    /// What a copy on the disk may hold instead of `entries`, after a change that failed or
+    /// was dropped.
+    doubt: Option<Vec<Option<Entry>>>,
 }
 
 /// A copy of the table as it was read.
@@ -249,31 +265,37 @@ impl<D: Disk> Gpt<D> {
             .map_or(blocks - 1, |found| found.header.alternate_block);
         let backup = read_copy(&io, backup_block).await?;
         let block_size = io.disk().geometry().block_size;
-        let pair = |header: &Header| header.other(block_size);
-        let (found, other, health) = match (primary, backup) {
+        let pair = |header: &Header| {
+            let other = header.other(block_size);
+            other.ok_or(GptError::NoTable(BadTable::Layout, BadTable::Layout))
+        };
+        let (primary, backup, found, doubt, mut health) = match (primary, backup) {
             (Ok(found), backup) => {
-                let other = pair(&found.header)
-                    .ok_or(GptError::NoTable(BadTable::Layout, BadTable::Layout))?;
-                let same = backup.is_ok_and(|backup| {
+                let other = pair(&found.header)?;
+                let same = backup.as_ref().is_ok_and(|backup| {
                     backup.header.same_table(&other) && backup.entries == found.entries
                 });
-                (
-                    found,
-                    other,
-                    if same {
-                        Health::Good
-                    } else {
-                        Health::BackupRestored
-                    },
-                )
+                let health = if same {
+                    Health::Good
+                } else {
+                    Health::BackupRestored
+                };
+                let doubt = backup.ok().map(|backup| backup.entries);
+                (found.header, other, found.entries, doubt, health)
             }
             (Err(_), Ok(found)) => {
-                let other = pair(&found.header)
-                    .ok_or(GptError::NoTable(BadTable::Layout, BadTable::Layout))?;
-                (found, other, Health::PrimaryRestored)
+                let other = pair(&found.header)?;
+                (
+                    other,
+                    found.header,
+                    found.entries,
+                    None,
+                    Health::PrimaryRestored,
+                )
             }
             (Err(primary), Err(backup)) => {
-                let blank = is_blank(&io).await?;
+                let unreadable = |bad| matches!(bad, BadTable::Unreadable(_));
+                let blank = !unreadable(primary) && !unreadable(backup) && is_blank(&io).await?;
                 return Err(if blank {
                     GptError::Blank
                 } else {
@@ -281,17 +303,18 @@ impl<D: Disk> Gpt<D> {
                 });
             }
         };
-        let (primary, backup) = match health {
-            Health::PrimaryRestored => (other, found.header),
-            _ => (found.header, other),
-        };
-        let mut gpt = Self::with(io, primary, backup, found.entries);
-        match health {
-            Health::Good => {}
-            Health::BackupRestored => gpt.write_copy(gpt.backup).await?,
-            Health::PrimaryRestored => gpt.write_copy(gpt.primary).await?,
+        let mut gpt = Self::with(io, primary, backup, found);
+        if health != Health::Good {
+            gpt.primary_broken = health == Health::PrimaryRestored;
+            gpt.doubt = Some(doubt.unwrap_or_else(|| gpt.entries.clone()));
+            if let Err(GptError::Disk(error)) = gpt.settle().await {
+                health = Health::OneCopy(error);
+            }
         }
-        gpt.remove_unfinished().await?;
+        if let Err(error) = gpt.remove_unfinished().await {
+            // Nobody can open them.
+            log::warn!("volumes: those never filled cannot be removed: {error}");
+        }
         Ok((gpt, health))
     }
 
@@ -320,11 +343,11 @@ impl<D: Disk> Gpt<D> {
             return Err(GptError::NotBlank);
         }
         let entries = vec![None; format::ENTRIES as usize];
-        let mut gpt = Self::with(io, primary, backup, entries);
+        let mut gpt = Self::with(io, primary, backup, entries.clone());
         gpt.io
             .write(0, &format::protective_mbr(blocks, block_size))
             .await?;
-        gpt.commit().await?;
+        gpt.commit(&entries).await?;
         Ok(gpt)
     }
 
@@ -337,6 +360,7 @@ impl<D: Disk> Gpt<D> {
             entries,
             handles,
             primary_broken: false,
+            doubt: None,
         }
     }
 
@@ -387,6 +411,10 @@ impl<D: Disk> Gpt<D> {
     fn open_any(&self, name: &str) -> Result<(VolumeHandle, Contents), GptError> {
         let index = self.find(name).ok_or(GptError::NoSuchVolume)?;
         let info = self.info(index).ok_or(GptError::NoSuchVolume)?;
+        let other = self.doubt.as_ref().map(|doubt| doubt.get(index));
+        if other.is_some_and(|other| other != self.entries.get(index)) {
+            return Err(GptError::InDoubt);
+        }
         let contents = info.contents;
         Ok((self.handle(index, info), contents))
     }
@@ -586,36 +614,52 @@ impl<D: Disk> Gpt<D> {
         (0..self.entries.len()).find(|n| self.info(*n).is_some_and(|info| info.name == name))
     }
 
-    /// Puts other entries in the place of these.
+    /// Puts other entries in the place of these. If the disk fails, nothing has changed.
     async fn change(&mut self, entries: Vec<Option<Entry>>) -> Result<(), GptError> {
-        let old = core::mem::replace(&mut self.entries, entries);
-        let result = self.commit().await;
-        if result.is_err() {
-            // The disk may hold either; the next change writes all anew.
-            self.entries = old;
+        self.settle().await?;
+        // Whatever becomes of this future: from here on they may be on the disk.
+        self.doubt = Some(entries.clone());
+        if let Err(error) = self.commit(&entries).await {
+            if let Err(again) = self.settle().await {
+                log::error!("volumes: a failed change of the table cannot be undone: {again}");
+            }
+            return Err(error);
         }
-        result
+        self.entries = entries;
+        self.doubt = None;
+        Ok(())
+    }
+
+    /// Puts the table back that a failed change may have left half written, if there is such
+    /// a change. Until then volumes may be refused as [`GptError::InDoubt`].
+    pub async fn settle(&mut self) -> Result<(), GptError> {
+        if self.doubt.is_some() {
+            let entries = self.entries.clone();
+            self.commit(&entries).await?;
+            self.doubt = None;
+        }
+        Ok(())
     }
 
     /// Writes both copies, first the one that is not needed while it is half written.
-    async fn commit(&mut self) -> Result<(), GptError> {
+    async fn commit(&mut self, entries: &[Option<Entry>]) -> Result<(), GptError> {
         if self.primary_broken {
-            self.write_copy(self.primary).await?;
+            self.write_copy(self.primary, entries).await?;
             self.primary_broken = false;
-            self.write_copy(self.backup).await
+            self.write_copy(self.backup, entries).await
         } else {
-            self.write_copy(self.backup).await?;
+            self.write_copy(self.backup, entries).await?;
             self.primary_broken = true;
-            self.write_copy(self.primary).await?;
+            self.write_copy(self.primary, entries).await?;
             self.primary_broken = false;
             Ok(())
         }
     }
 
-    async fn write_copy(&self, header: Header) -> Result<(), GptError> {
+    async fn write_copy(&self, header: Header, entries: &[Option<Entry>]) -> Result<(), GptError> {
         let geometry = self.io.disk().geometry();
         let block = geometry.block_sectors();
-        let entries = format::encode_entries(&self.entries, geometry.block_size);
+        let entries = format::encode_entries(entries, geometry.block_size);
         self.io
             .write(header.entries_block * block, &entries)
             .await?;
@@ -649,7 +693,9 @@ async fn read_copy<D: Disk>(
     let geometry = io.disk().geometry();
     let sectors = geometry.block_sectors();
     let mut bytes = vec![0; geometry.block_size as usize];
-    io.read(block * sectors, &mut bytes).await?;
+    if let Err(error) = readable(io.read(block * sectors, &mut bytes).await)? {
+        return Ok(Err(BadTable::Unreadable(error)));
+    }
     let header = match Header::parse(&bytes, block, blocks_of(io)) {
         Ok(header) => header,
         Err(bad) => return Ok(Err(bad)),
@@ -658,7 +704,9 @@ async fn read_copy<D: Disk>(
     // At most 512 entries of 128 bytes.
     let len = usize::try_from(blocks * u64::from(geometry.block_size)).unwrap_or(0);
     let mut bytes = vec![0; len];
-    io.read(header.entries_block * sectors, &mut bytes).await?;
+    if let Err(error) = readable(io.read(header.entries_block * sectors, &mut bytes).await)? {
+        return Ok(Err(BadTable::Unreadable(error)));
+    }
     Ok(header
         .parse_entries(&bytes)
         .map(|entries| Found { header, entries }))

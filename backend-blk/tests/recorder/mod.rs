@@ -29,6 +29,10 @@ pub struct Recorder {
     pub log: Rc<RefCell<Vec<Op>>>,
     /// Writes that still work; then all fail.
     pub writes_left: Rc<Cell<u64>>,
+    /// The one write that fails: after so many others.
+    pub fails_at: Rc<Cell<u64>>,
+    /// Flushes are not answered.
+    pub hangs: Rc<Cell<bool>>,
     /// Flushes that still work; then all fail, though what was written stays.
     pub flushes_left: Rc<Cell<u64>>,
     /// Sectors that cannot be read until they are written.
@@ -50,6 +54,8 @@ impl Recorder {
             sectors: Rc::default(),
             log: Rc::default(),
             writes_left: Rc::new(Cell::new(u64::MAX)),
+            fails_at: Rc::new(Cell::new(u64::MAX)),
+            hangs: Rc::default(),
             flushes_left: Rc::new(Cell::new(u64::MAX)),
             unreadable: Rc::default(),
             resets: Rc::default(),
@@ -162,7 +168,8 @@ impl Disk for Recorder {
         let mut at = sector;
         self.check(sector, segments)?;
         self.not_reset()?;
-        if self.writes_left.get() == 0 {
+        let fails = self.fails_at.replace(self.fails_at.get().wrapping_sub(1)) == 0;
+        if fails || self.writes_left.get() == 0 {
             return Err(BlockError::Media(0x280));
         }
         self.writes_left.set(self.writes_left.get() - 1);
@@ -185,6 +192,9 @@ impl Disk for Recorder {
     }
     async fn flush(&self) -> Result<(), BlockError> {
         self.not_reset()?;
+        if self.hangs.get() {
+            std::future::pending::<()>().await;
+        }
         if self.flushes_left.get() == 0 {
             return Err(BlockError::Device(6));
         }

@@ -251,6 +251,10 @@ impl Storage {
 async fn open_table(io: ByteIo<QueueDisk>) -> Result<Gpt<QueueDisk>, GptError> {
     match Gpt::open(io.clone()).await {
         Ok((gpt, Health::Good)) => Ok(gpt),
+        Ok((gpt, Health::OneCopy(error))) => {
+            log::error!("storage: only one copy of the table of volumes can be used: {error}");
+            Ok(gpt)
+        }
         Ok((gpt, health)) => {
             log::warn!("storage: the table of volumes was repaired: {health:?}");
             Ok(gpt)
@@ -282,6 +286,10 @@ fn table_error(error: GptError, name: &str, asked: u64, free: u64) -> RpcError {
         GptError::Overwriting => RpcError::VolumeInUse {
             name: name(),
             by: format!("{CUT_OFF}; import it again with --overwrite, or remove it"),
+        },
+        GptError::InDoubt => RpcError::DiskFailed {
+            what: format!("volume {}", name()),
+            why: error.to_string(),
         },
         GptError::InUse(_) => RpcError::VolumeInUse {
             name: name(),

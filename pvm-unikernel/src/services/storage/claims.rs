@@ -5,11 +5,12 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use backend_blk::Extent;
-use backend_blk::gpt::{GptError, VolumeHandle};
+use backend_blk::gpt::{Gpt, GptError, VolumeHandle};
+use backend_blk::{Extent, QueueDisk};
 use toolstack_rpc::RpcError;
 
 use super::{Storage, table_error};
+use crate::sync::local::Guard;
 
 /// One who has a volume.
 pub(super) struct Claim {
@@ -81,7 +82,7 @@ impl Storage {
         owner: impl fmt::Display + 'static,
         writable: bool,
     ) -> Result<VolumeClaim, RpcError> {
-        let opened = self.gpt.lock().await.open_volume(name);
+        let opened = self.settled().await.open_volume(name);
         self.enter_opened(opened, name, owner, writable)
     }
 
@@ -92,8 +93,18 @@ impl Storage {
         name: &str,
         owner: impl fmt::Display + 'static,
     ) -> Result<VolumeClaim, RpcError> {
-        let opened = self.gpt.lock().await.open_to_overwrite(name);
+        let opened = self.settled().await.open_to_overwrite(name);
         self.enter_opened(opened, name, owner, true)
+    }
+
+    /// The table, after another try to undo a change that the disk failed.
+    async fn settled(&self) -> Guard<'_, Gpt<QueueDisk>> {
+        let mut gpt = self.gpt.lock().await;
+        if let Err(error) = gpt.settle().await {
+            // Only volumes that this is about are refused.
+            log::warn!("storage: a failed change of a volume still cannot be undone: {error}");
+        }
+        gpt
     }
 
     fn enter_opened(
