@@ -479,6 +479,80 @@ fn a_write_that_fails_anywhere_leaves_one_of_both_tables_and_the_next_update_wor
 /// disk of 64 MiB with blocks of 512 bytes.
 const COPIES: [(u64, u64); 2] = [(1, 2), (64 * MIB - 1, 64 * MIB - 33)];
 
+/// Makes the partition of this entry Linux's, in both copies.
+fn give_to_linux(disk: &Recorder, entry: usize) {
+    const LINUX: [u8; 16] = [
+        0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d,
+        0xe4,
+    ];
+    for (header, entries) in COPIES {
+        let mut sector = disk.get(entries);
+        sector[entry * 128..][..16].copy_from_slice(&LINUX);
+        disk.put(entries, sector);
+        let all: Vec<u8> = (0..32).flat_map(|n| disk.get(entries + n)).collect();
+        let mut sector = disk.get(header);
+        sector[88..92].copy_from_slice(&crc32fast::hash(&all).to_le_bytes());
+        sector[16..20].fill(0);
+        let sum = crc32fast::hash(&sector[..92]);
+        sector[16..20].copy_from_slice(&sum.to_le_bytes());
+        disk.put(header, sector);
+    }
+}
+
+#[test]
+fn a_disk_of_another_system_is_left_alone_even_when_its_table_is_damaged() {
+    let disk = Recorder::new(64 * MIB, 512);
+    add(create(&disk), "a", 8 * MIB, 2).1.unwrap();
+    give_to_linux(&disk, 0);
+    let damages: [fn(&Recorder); 5] = [
+        |_| (),
+        |disk| disk.flip(COPIES[0].0, 17),
+        |disk| disk.flip(COPIES[1].1, 3),
+        |disk| disk.unreadable.borrow_mut().extend([COPIES[0].1]),
+        // The primary is an empty one.
+        |disk| {
+            let empty = Recorder::new(64 * MIB, 512);
+            create(&empty);
+            (0..34).for_each(|sector| disk.put(sector, empty.get(sector)));
+        },
+    ];
+    for damage in damages {
+        let disk = disk.fork();
+        damage(&disk);
+        let refused = open(&disk).unwrap_err();
+        assert_eq!(refused, GptError::Foreign);
+        assert_eq!(disk.take_log().len(), 0, "it was written to");
+        let why = refused.to_string();
+        assert!(
+            why.contains("left alone") && why.contains("c105e401-"),
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn a_disk_with_a_partition_of_ours_beside_others_is_ours() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let (gpt, _) = add(create(&disk), "a", 8 * MIB, 2);
+    add(gpt, "b", 8 * MIB, 3).1.unwrap();
+    give_to_linux(&disk, 0);
+    let (gpt, health) = open(&disk).unwrap();
+    assert_eq!((names(&gpt), health), (vec!["b".into()], Health::Good));
+    // The other's space is not touched.
+    let (_, area) = with(gpt, async |gpt| gpt.image_area(8 * MIB, guid(9)).await);
+    assert_eq!(area.unwrap().0.first, 17 * MIB);
+}
+
+#[test]
+fn a_disk_without_room_for_the_image_area_says_so() {
+    let disk = Recorder::new(64 * MIB, 512);
+    let gpt = create(&disk);
+    let (_, largest) = gpt.free();
+    let (gpt, _) = add(gpt, "a", largest, 2);
+    let (_, area) = with(gpt, async |gpt| gpt.image_area(8 * MIB, guid(9)).await);
+    assert_eq!(area, Err(GptError::NoSpace(0)));
+}
+
 #[test]
 fn a_copy_that_cannot_be_read_is_restored_from_the_other() {
     let disk = Recorder::new(64 * MIB, 512);

@@ -19,7 +19,8 @@
 //! anybody. It is the administrator's to say what becomes of it, so it stays, and can be
 //! overwritten again or removed.
 //!
-//! Partitions of other kinds are kept as they are, and their space is not touched.
+//! Partitions of other kinds are kept as they are, and their space is not touched. A disk
+//! with no partition of ours among them is another system's, and is not written at all.
 //!
 //! When the disk fails a change, the old table is put back. If that fails too, it cannot be
 //! told which table a restart would find: volumes in which both differ are not opened, and
@@ -73,6 +74,8 @@ pub enum GptError {
     Blank,
     /// There is no valid table, but something else: the reasons, of primary and backup.
     NoTable(BadTable, BadTable),
+    /// There are partitions, and none of them is ours.
+    Foreign,
     /// The disk failed a change of this volume, and which of both a restart would find is
     /// not known.
     InDoubt,
@@ -108,6 +111,12 @@ impl fmt::Display for GptError {
             Self::NoTable(primary, backup) => write!(
                 f,
                 "the disk has no valid partition table (primary: {primary}; backup: {backup})"
+            ),
+            Self::Foreign => write!(
+                f,
+                "the disk holds partitions, none of them Closer's, and is left alone; to give it to \
+                 Closer, delete them all, or add one of type {VOLUME_TYPE} and Closer takes what \
+                 is free"
             ),
             Self::InDoubt => f.write_str(
                 "the disk failed a change of this volume, and whether it was made is not known; \
@@ -303,6 +312,13 @@ impl<D: Disk> Gpt<D> {
                 });
             }
         };
+        // An empty one may be all that is left of another system's: then the backup tells.
+        let empty = found.iter().flatten().next().is_none();
+        let seen = doubt.as_ref().filter(|_| empty).unwrap_or(&found);
+        let mut kinds = seen.iter().flatten().map(|entry| entry.kind).peekable();
+        if kinds.peek().is_some() && !kinds.any(|kind| [VOLUME_TYPE, IMAGES_TYPE].contains(&kind)) {
+            return Err(GptError::Foreign);
+        }
         let mut gpt = Self::with(io, primary, backup, found);
         if health != Health::Good {
             gpt.primary_broken = health == Health::PrimaryRestored;
@@ -508,6 +524,9 @@ impl<D: Disk> Gpt<D> {
             return Ok((self.extent(entry), false));
         }
         let (_, largest) = self.free();
+        if largest == 0 {
+            return Err(GptError::NoSpace(0));
+        }
         let index = self
             .place(IMAGES_TYPE, 0, IMAGES_NAME, sectors.min(largest), unique)
             .await?;

@@ -66,8 +66,9 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// Starts the first NVMe disk. A blank disk becomes ours; one that holds something else
-    /// is left alone. `None`: there is no disk to be used, and the log says why.
+    /// Starts the first NVMe disk. A blank disk becomes ours, and one with an empty partition
+    /// table; one that holds something else, and nothing of ours, is left alone. `None`: there
+    /// is no disk to be used, and the log says why.
     pub async fn start(
         ecam: &Rc<Ecam>,
         functions: &[Function],
@@ -137,17 +138,18 @@ impl Storage {
         let node = topology.node_of(exec::current());
         let io = ByteIo::new(disk.clone(), Rc::new(NodeFrames), node);
         let mut gpt = open_table(io.clone()).await.map_err(|e| text(&e))?;
+        let no_area = |e: &dyn core::fmt::Display| format!("no image area: {e}");
         let (extent, new) = gpt
             .image_area(area_size(geometry.sectors), new_guid())
             .await
-            .map_err(|e| text(&e))?;
+            .map_err(|e| no_area(&e))?;
         let io = io.on(Volume::new(disk, extent, false).map_err(|e| text(&e))?);
         let area = if new {
             ImageArea::format(io).await
         } else {
             ImageArea::open(io).await
         };
-        let area = area.map_err(|e| text(&e))?;
+        let area = area.map_err(|e| no_area(&e))?;
         log::info!(
             "storage: {} volumes, {} images",
             gpt.volumes().len(),
