@@ -552,4 +552,34 @@ proptest! {
         }
         prop_assert!(contents(&disk) == (objects, records));
     }
+
+    /// Whatever fails, and whichever catalog is read after a power cut: all it names has the
+    /// right bytes.
+    #[test]
+    fn random_failures_give_no_image_other_bytes(
+        ops in proptest::collection::vec((0u32..8, 0u64..8, any::<bool>()), 1..40)
+    ) {
+        let disk = disk(40);
+        let area = open(&disk).unwrap();
+        for (n, works, writes) in ops {
+            let (ours, d) = (area.clone(), disk.clone());
+            run(async move {
+                let left = if writes { &d.writes_left } else { &d.flushes_left };
+                // Seven are enough for any step.
+                left.set(if works < 7 { works } else { u64::MAX });
+                // Done or not: what counts is what is on the disk.
+                step(&ours, n).await.ok();
+                left.set(u64::MAX);
+                // The next image begins to come.
+                if let Ok(mut next) = ours.put(id(&[]), 50_000) {
+                    next.write(&bytes(50_000, n)).await.unwrap();
+                }
+            });
+            for unreadable in [None, Some(0), Some(512)] {
+                let cut = disk.fork();
+                cut.unreadable.borrow_mut().extend(unreadable);
+                contents(&cut);
+            }
+        }
+    }
 }
