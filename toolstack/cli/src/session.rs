@@ -51,9 +51,7 @@ impl Session {
             left -= 1;
             match shake_hands(dial(&address)?, &file) {
                 Ok(client) => break client,
-                Err(ConnectionError::Stream(e))
-                    if e.kind() == io::ErrorKind::ConnectionReset && left > 0 =>
-                {
+                Err(error) if cut_off(&error) && left > 0 => {
                     thread::sleep(pause);
                     pause *= 2;
                 }
@@ -104,6 +102,14 @@ impl Session {
     /// The line for an answer that is none.
     pub fn odd(&self, what: impl fmt::Display) -> Failure {
         self.failed(what, CallError::WrongResponse)
+    }
+}
+
+/// Whether the host ended the handshake; what stands between may make an end of a reset.
+fn cut_off(error: &ConnectionError<io::Error>) -> bool {
+    match error {
+        ConnectionError::Stream(e) => e.kind() == io::ErrorKind::ConnectionReset,
+        error => matches!(error, ConnectionError::Cut),
     }
 }
 

@@ -316,7 +316,10 @@ impl fmt::Display for RpcError {
                 f,
                 "no space for {place}: {asked} bytes asked for, largest free run {free}"
             ),
-            RpcError::NoDisk { place } => write!(f, "the host has no disk for {place}"),
+            RpcError::NoDisk { place } => write!(
+                f,
+                "the host has no disk that it can use for {place}; its log (closer dmesg) says why"
+            ),
             RpcError::DiskFailed { what, why } => write!(f, "disk failed: {what}: {why}"),
             RpcError::NoSuchImage { id } => {
                 write!(f, "image {} is not on the host", Short(id))
