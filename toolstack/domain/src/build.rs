@@ -24,6 +24,7 @@ mod tests;
 mod tests_support;
 
 pub use error::BuildError;
+pub(crate) use frames::most_bytes as frame_list_bytes;
 pub use image::{ImageError, ImageSource};
 pub use populate::{NodeMap, NodeRun};
 pub use pvh_layout::PvhLayout;

@@ -6,7 +6,7 @@
 //! of its vCPUs, and is spread over as few as possible if not. Cores of the MC are
 //! nobody's; Xen will not keep guests off them, so each vCPU gets a hard affinity.
 
-use crate::build::{Placement, memory_pages};
+use crate::build::{Placement, frame_list_bytes, memory_pages};
 use crate::config::{GuestConfig, GuestType};
 use crate::hypercalls::NodeId;
 use crate::xen::HostFacts;
@@ -20,9 +20,24 @@ const fn kib(kib: u64) -> u64 {
 
 /// Pages of packets that the tasks of one of the pVM's vCPUs may hold, on its node.
 pub const PACKETS: usize = (8 << 20) / PAGE_SIZE;
-/// Pages of the pVM's heap that no guest is the reason for: drivers, requests of
-/// administrators, the stack of the management address.
-const HEAP: u64 = kib(4 << 10);
+/// Drivers, the partition table, the catalog of images.
+const HEAP_OF_DRIVERS: u64 = kib(4 << 10);
+/// Old states that transactions keep, which are charged to nobody (`PINNED_MAX` of
+/// `toolstack/xenstore/src/server.rs`), and a quarter of it for what an allocator loses.
+const HEAP_OF_XENSTORE: u64 = kib(4_096 * 5 / 4);
+/// The management address: 24 sockets of 96 KiB (`services/stack.rs`).
+const HEAP_OF_SOCKETS: u64 = kib(24 * 96);
+/// Strangers at the RPC port, 8 of them: their handshakes.
+const HEAP_OF_STRANGERS: u64 = kib(8 * 64);
+/// What an administrator can make it hold by reading slowly: the longest text (1 MiB of
+/// xenstore or of Xen's log, in a vector that has grown to twice that), a request, frames.
+const HEAP_OF_CLIENT: u64 = kib(2_048 + 256);
+/// Of them there are 12 (`services/rpc.rs`), of whom one at a time has his text copied as its
+/// vector grows.
+const HEAP_OF_CLIENTS: u64 = 12 * HEAP_OF_CLIENT + kib(1_024);
+/// Pages of the pVM's heap that no guest is the reason for.
+const HEAP: u64 =
+    HEAP_OF_DRIVERS + HEAP_OF_XENSTORE + HEAP_OF_SOCKETS + HEAP_OF_STRANGERS + HEAP_OF_CLIENTS;
 /// What one guest can make the heap hold: its quota in xenstore (2,560 KiB) and a quarter
 /// of it for what an allocator loses, the tail of its console (64 KiB), its domain.
 const HEAP_OF_GUEST: u64 = kib(2_560 * 5 / 4 + 128);
@@ -35,10 +50,17 @@ const HEAP_OF_VIF: u64 = kib(160);
 /// of 512 grants with at most 64 bytes of Xen's for each; and 16 frames of what it maps.
 const GRANTS: u64 = 64 + 64 * 512 / (PAGE_SIZE as u64 / 64) + 16;
 
-/// Pages of the pVM's heap that these guests can make it hold, all together.
+/// Pages of the pVM's heap that these guests can make it hold, all together: with the list of
+/// a PV guest's frames while it is built, on a host whose memory is fragmented to the last.
 pub fn heap_pages<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
+    // Also of one that runs: it may reboot.
+    let frames = |config: &GuestConfig| match config.kind {
+        GuestType::Pv => frame_list_bytes(memory_pages(config)).div_ceil(PAGE_SIZE as u64),
+        GuestType::Pvh => 0,
+    };
     let of = |config: &GuestConfig| {
         HEAP_OF_GUEST
+            + frames(config)
             + HEAP_OF_DISK * config.disks.len() as u64
             + HEAP_OF_VIF * config.vifs.len() as u64
     };

@@ -70,6 +70,11 @@ pub enum BuildError {
         /// Which.
         frame: u64,
     },
+    /// No memory of ours for the list of the guest's frames.
+    NoHeap {
+        /// Frames in it so far.
+        known: u64,
+    },
     /// Xen's record of hardware state is not what this version should give.
     HvmContext,
 }
@@ -126,6 +131,10 @@ impl fmt::Display for BuildError {
             Self::FrameTooHigh { frame } => {
                 write!(f, "frame {frame:#x} does not fit into a version 1 grant")
             }
+            Self::NoHeap { known } => write!(
+                f,
+                "the host is out of memory for the list of the guest's frames, at frame {known}"
+            ),
             Self::HvmContext => f.write_str("Xen's hardware state record is not as expected"),
         }
     }

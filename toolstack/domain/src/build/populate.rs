@@ -116,8 +116,8 @@ pub(super) async fn populate<H: Hypercalls>(
                 .populate_physmap(domain, &mut extents, order, Some(run.node))
                 .min(extents.len());
             if let Some(list) = machine_frames.as_deref_mut() {
-                for (i, &mfn) in (0..).zip(&extents[..done]) {
-                    list.push(at + i * pages, mfn, pages);
+                for &mfn in &extents[..done] {
+                    list.push(mfn, pages)?;
                 }
             }
             at += done as u64 * pages;

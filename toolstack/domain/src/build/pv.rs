@@ -32,7 +32,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     let (store_port, console_port) = make_vcpus(&xen, id, config, placement)?;
 
     let nodes = split(core::slice::from_ref(&(0..layout.pages)), &placement.memory);
-    let mut frames = MachineFrames::default();
+    let mut frames = MachineFrames::try_new(layout.pages)?;
     populate(calls, id, &nodes, Some(&mut frames)).await?;
     let mfn = |pfn| {
         frames
