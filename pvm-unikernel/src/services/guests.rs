@@ -2,7 +2,8 @@
 //!
 //! A guest outlives its domain: a reboot gives it a new one, with the same name,
 //! configuration and console. What is done to one guest is done one thing at a time
-//! ([`Guest::turn`]); different guests do not wait for each other.
+//! ([`Guest::turn`]). Different guests wait for each other only to be placed: from the look at
+//! what is free until Xen has given the new domain its memory ([`Guests::placing`]).
 
 mod life;
 
@@ -49,6 +50,8 @@ pub struct Guest {
     console: Rc<GuestConsole>,
     /// Its domain; none while it is being built, or rebooted.
     running: RefCell<Option<Running>>,
+    /// Where its domain is, also while it is being built: others are placed elsewhere.
+    placement: RefCell<Option<Placement>>,
     /// What is done to it is done in turn. `true`: it is being ended for good.
     turn: Mutex<bool>,
     /// System time of its last start, against reboot loops.
@@ -64,7 +67,6 @@ pub struct Guest {
 /// A guest's domain.
 struct Running {
     domid: DomId,
-    placement: Placement,
     /// Serve its xenstore ring and its console ring.
     rings: Vec<Task<()>>,
     devices: Devices,
@@ -82,11 +84,23 @@ pub struct Created {
 }
 
 /// The table.
-#[derive(Default)]
 pub struct Guests {
     table: RefCell<BTreeMap<String, Rc<Guest>>>,
+    /// Who has it reads what is free and takes it, and nobody else does. Nobody waits for a
+    /// disk, a guest or a client with it.
+    placing: Mutex<()>,
     /// The host is going down: guests end because of it.
     leaving: Cell<bool>,
+}
+
+impl Default for Guests {
+    fn default() -> Self {
+        Self {
+            table: RefCell::default(),
+            placing: Mutex::new(()),
+            leaving: Cell::new(false),
+        }
+    }
 }
 
 impl Guests {
@@ -161,6 +175,7 @@ impl Guests {
         let guest = Rc::new(Guest {
             console: GuestConsole::new(),
             running: RefCell::new(None),
+            placement: RefCell::new(None),
             turn: Mutex::new(false),
             started_ns: Cell::new(0),
             kept: Cell::new(false),
@@ -527,10 +542,10 @@ impl Guest {
 
     fn describe(&self, info: &DomainInfo) -> message::DomainInfo {
         let config = self.config.borrow();
-        let running = self.running.borrow();
-        let mut cpus: Vec<u32> = running
+        let placement = self.placement.borrow();
+        let mut cpus: Vec<u32> = placement
             .iter()
-            .flat_map(|r| r.placement.pins.iter().flatten().copied())
+            .flat_map(|p| p.pins.iter().flatten().copied())
             .collect();
         cpus.sort_unstable();
         cpus.dedup();
@@ -544,10 +559,7 @@ impl Guest {
             vcpus: info.vcpus_online,
             max_vcpus: info.vcpus,
             cpus,
-            node: running
-                .as_ref()
-                .and_then(|r| one_node(&r.placement))
-                .map(|n| n.0),
+            node: placement.as_ref().and_then(one_node).map(|n| n.0),
             cpu_ns: info.cpu_time_ns,
             uptime_s: (time::now_ns() - self.started_ns.get()) / 1_000_000_000,
             served_ns: self.account.cpu_ns(),

@@ -89,6 +89,9 @@ pub struct Built {
 /// Builds `config` where `placement` says. The domain is left paused: start it with
 /// [`Xen::unpause_domain`] once its devices are in xenstore.
 ///
+/// `placing` is what keeps others from placing a guest in the same memory: it is dropped as
+/// soon as Xen counts all of it as this domain's, before the images are read.
+///
 /// # Errors
 /// What Xen, the kernel image or the image source refused. Nothing is left of the
 /// domain then.
@@ -97,6 +100,7 @@ pub async fn build<H: Hypercalls, S: ImageSource>(
     config: &GuestConfig,
     placement: &Placement,
     images: &mut S,
+    placing: impl Sized,
 ) -> Result<Built, BuildError> {
     check(config, placement)?;
     let id = xen.create_domain(&NewDomain {
@@ -106,8 +110,8 @@ pub async fn build<H: Hypercalls, S: ImageSource>(
     })?;
     let mut half_made = HalfMade { xen, id: Some(id) };
     let built = match config.kind {
-        GuestType::Pvh => pvh::build(xen, id, config, placement, images).await,
-        GuestType::Pv => pv::build(xen, id, config, placement, images).await,
+        GuestType::Pvh => pvh::build(xen, id, config, placement, images, placing).await,
+        GuestType::Pv => pv::build(xen, id, config, placement, images, placing).await,
     };
     match built {
         Ok(built) => {
@@ -166,20 +170,23 @@ impl<H: Hypercalls> HalfMade<'_, H> {
     async fn end(mut self) {
         let Some(id) = self.id.take() else { return };
         for _ in 0..1000 {
-            if !matches!(destroy(&self.xen, id), Ok(Progress::Again)) {
-                break;
+            match destroy(&self.xen, id) {
+                Ok(Progress::Again) => self.xen.calls().breathe().await,
+                Ok(Progress::Done) => return,
+                Err(error) => return log::error!("domain {id}: half built, and stays: {error}"),
             }
-            self.xen.calls().breathe().await;
         }
+        log::error!("domain {id}: half built, and Xen does not get done with its end");
     }
 }
 
 impl<H: Hypercalls> Drop for HalfMade<'_, H> {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
-            // The future was dropped: nobody is left to hear of an error, and Xen
-            // continues a destruction by itself.
-            destroy(&self.xen, id).ok();
+            // The future was dropped; Xen continues a destruction by itself.
+            if let Err(error) = destroy(&self.xen, id) {
+                log::error!("domain {id}: half built, and stays: {error}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use hal::VcpuId;
-use toolstack_domain::build::{self, BuildError, Built};
+use toolstack_domain::build::{self, BuildError, Built, Placement};
 use toolstack_domain::config::{GuestConfig, GuestType};
 use toolstack_domain::destroy;
 use toolstack_domain::hypercalls::NodeId;
@@ -41,19 +41,6 @@ pub(super) async fn start(
     // Its name stays while we have the guest's turn.
     let config = &guest.config.borrow().clone();
     let began = time::now_ns();
-    let facts = host.facts()?;
-    let usable = facts.cpus.len() - host.mc_cpus.len();
-    let present = u32::try_from(usable).unwrap_or(u32::MAX);
-    if config.max_vcpus > present {
-        return Err(RpcError::NotEnoughCpus {
-            asked: config.max_vcpus,
-            present,
-        });
-    }
-    if config.kind == GuestType::Pvh && !facts.pvh {
-        let what = "PVH guests: no hardware virtualisation with nested paging";
-        return Err(RpcError::Unsupported { what: what.into() });
-    }
     let storage = host.storage.as_ref().ok_or(RpcError::NoDisk {
         place: toolstack_rpc::error::Place::Images,
     })?;
@@ -62,24 +49,15 @@ pub(super) async fn start(
         let claim = storage.claim(&disk.volume, guest.clone(), disk.writable);
         claims.push(claim.await?);
     }
-    let placement = {
-        let guests = host.guests.all();
-        let running: Vec<_> = guests.iter().map(|g| g.running.borrow()).collect();
-        let pins = running
-            .iter()
-            .flat_map(|r| r.iter())
-            .flat_map(|r| &r.placement.pins);
-        let own = mem::counts();
-        let heap = host.guests.heap_pages();
-        let place = placement::Host::new(&facts, &host.mc_cpus, pins.map(Vec::as_slice))
-            .without(|node| own_on(host, &own, heap, node));
-        placement::place(&place, &Request::of(config))
-            .map_err(|error| unplaced(error, config, present))?
-    };
+    let placing = host.guests.placing.lock().await;
+    let placement = place(host, config)?;
+    *guest.placement.borrow_mut() = Some(placement.clone());
     let mut images = storage.images();
-    let built = build::build(host.xen, config, &placement, &mut images)
-        .await
-        .map_err(unbuilt)?;
+    let built = build::build(host.xen, config, &placement, &mut images, placing).await;
+    if built.is_err() {
+        *guest.placement.borrow_mut() = None;
+    }
+    let built = built.map_err(unbuilt)?;
     let domid = built.domain;
     log::info!("{guest}: domain {domid} built: {placement}");
     let node = one_node(&placement);
@@ -88,10 +66,9 @@ pub(super) async fn start(
         rings: Vec::new(),
         devices: Devices::default(),
         ended: false,
-        placement,
     });
     guest.started_ns.set(time::now_ns());
-    let joined = join(host, guest, config, &built, claims);
+    let joined = join(host, guest, config, &built, &placement, claims);
     let started = joined.and_then(|()| {
         if paused {
             Ok(())
@@ -110,6 +87,31 @@ pub(super) async fn start(
         (time::now_ns() - began) / 1_000_000
     );
     Ok(Created { domid, node })
+}
+
+/// Finds the place for a guest, for who has [`Guests::placing`](super::Guests).
+fn place(host: &Host, config: &GuestConfig) -> Result<Placement, RpcError> {
+    let facts = host.facts()?;
+    let usable = facts.cpus.len() - host.mc_cpus.len();
+    let present = u32::try_from(usable).unwrap_or(u32::MAX);
+    if config.max_vcpus > present {
+        return Err(RpcError::NotEnoughCpus {
+            asked: config.max_vcpus,
+            present,
+        });
+    }
+    if config.kind == GuestType::Pvh && !facts.pvh {
+        let what = "PVH guests: no hardware virtualisation with nested paging";
+        return Err(RpcError::Unsupported { what: what.into() });
+    }
+    let guests = host.guests.all();
+    let placed: Vec<_> = guests.iter().map(|g| g.placement.borrow()).collect();
+    let pins = placed.iter().flat_map(|p| p.iter()).flat_map(|p| &p.pins);
+    let own = mem::counts();
+    let heap = host.guests.heap_pages();
+    let free = placement::Host::new(&facts, &host.mc_cpus, pins.map(Vec::as_slice))
+        .without(|node| own_on(host, &own, heap, node));
+    placement::place(&free, &Request::of(config)).map_err(|error| unplaced(error, config, present))
 }
 
 /// What we have and may need on a node. The heap is on the first, if it can be.
@@ -133,6 +135,7 @@ fn join(
     guest: &Rc<Guest>,
     config: &GuestConfig,
     built: &Built,
+    placement: &Placement,
     claims: Vec<VolumeClaim>,
 ) -> Result<(), RpcError> {
     let domid = built.domain;
@@ -158,14 +161,9 @@ fn join(
     running
         .rings
         .push(exec::spawn_local_for(&guest.account, console));
-    running.devices.start(
-        host,
-        config,
-        domid,
-        &running.placement,
-        claims,
-        &guest.account,
-    )
+    running
+        .devices
+        .start(host, config, domid, placement, claims, &guest.account)
 }
 
 /// Ends the guest's domain, if it has one: devices first, then its memory, then Xen's part.
@@ -199,6 +197,7 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
     host.store.with(|server| server.domain_released(domid));
     nodes::remove(host, &guest.config.borrow(), domid, guest.kept.get());
     *guest.running.borrow_mut() = None;
+    *guest.placement.borrow_mut() = None;
     Ok(())
 }
 

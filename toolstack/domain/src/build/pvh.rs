@@ -23,6 +23,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     config: &GuestConfig,
     placement: &Placement,
     images: &mut S,
+    placing: impl Sized,
 ) -> Result<Built, BuildError> {
     let layout = PvhLayout::new(config)?;
     let calls = xen.calls();
@@ -50,6 +51,9 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
 
     let nodes = split(&layout.ram, &placement.memory);
     populate(calls, id, &nodes, None).await?;
+    populate_few(calls, id, special_frames())?;
+    populate_few(calls, id, layout.acpi.start / PAGE..layout.acpi.end / PAGE)?;
+    drop(placing);
     load_kernel(&memory, config, 0, images).await?;
     if let (Some(range), Some(ramdisk)) = (&layout.ramdisk, config.ramdisk) {
         memory
@@ -100,7 +104,6 @@ async fn make_special_pages<H: Hypercalls>(
     const FLAGS: u32 = 1 | 2 | 4 | 0x20 | 0x40 | 0x80;
     let frames = special_frames();
     let address = |special: Special| special.frame() * PAGE;
-    populate_few(memory.calls, memory.domain, frames.clone())?;
     memory
         .zero(frames.start * PAGE, (frames.end - frames.start) * PAGE)
         .await?;
@@ -129,11 +132,6 @@ async fn load_acpi<H: Hypercalls>(
     layout: &PvhLayout,
 ) -> Result<(), BuildError> {
     let acpi = &layout.acpi;
-    populate_few(
-        memory.calls,
-        memory.domain,
-        acpi.start / PAGE..acpi.end / PAGE,
-    )?;
     memory.zero(acpi.start, acpi.end - acpi.start).await?;
     memory
         .write(acpi.start + PAGE, &layout.tables.bytes)

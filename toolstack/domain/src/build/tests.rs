@@ -6,6 +6,7 @@ use crate::config::{ImageId, Ramdisk};
 use crate::destroy;
 use crate::fake::{FakeXen, run};
 use alloc::vec;
+use core::cell::RefCell;
 use xen_abi::elfnote;
 use xen_abi::hvm::params;
 use xen_abi::hvm::start_info::{HvmStartInfo, MAGIC, MEMMAP_RAM, MemmapEntry, ModlistEntry};
@@ -114,6 +115,7 @@ fn build_on(fake: &FakeXen, config: &GuestConfig, spread: bool) -> Result<Built,
         config,
         &placement(config, spread),
         &mut images(),
+        (),
     ))
 }
 
@@ -346,7 +348,13 @@ fn a_short_image_is_an_error_and_nothing_is_left() {
         len: MIB + 0x100,
         largest: 0,
     };
-    let error = run(build(xen, &config, &placement(&config, false), &mut images));
+    let error = run(build(
+        xen,
+        &config,
+        &placement(&config, false),
+        &mut images,
+        (),
+    ));
     assert!(matches!(
         error,
         Err(BuildError::Image(ImageError::TooShort {
@@ -356,6 +364,43 @@ fn a_short_image_is_an_error_and_nothing_is_left() {
     ));
     assert_eq!(fake.free_pages(), before);
     assert!(images.largest <= 64 * 1024);
+}
+
+/// The lock of who places a guest: notes what is free when it goes.
+struct Placing<'a> {
+    fake: &'a FakeXen,
+    free: &'a RefCell<Option<Vec<u64>>>,
+}
+
+impl Drop for Placing<'_> {
+    fn drop(&mut self) {
+        *self.free.borrow_mut() = Some(self.fake.free_pages());
+    }
+}
+
+#[test]
+fn the_next_is_placed_when_all_memory_is_taken_and_does_not_wait_for_images() {
+    struct Late<'a>(Images, &'a RefCell<Option<Vec<u64>>>);
+    impl ImageSource for Late<'_> {
+        async fn read(&mut self, id: ImageId, at: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+            assert!(self.1.borrow().is_some(), "others wait for an image");
+            self.0.read(id, at, buf).await
+        }
+    }
+    for config in [pvh(32), pv(32)] {
+        let (fake, free) = (fake(), RefCell::new(None));
+        let before = fake.free_pages();
+        let placing = Placing {
+            fake: &fake,
+            free: &free,
+        };
+        let mut images = Late(images(), &free);
+        let xen = Xen::new(&fake).unwrap();
+        let placement = placement(&config, true);
+        run(build(xen, &config, &placement, &mut images, placing)).unwrap();
+        assert_ne!(fake.free_pages(), before);
+        assert_eq!(free.take(), Some(fake.free_pages()), "taken afterwards");
+    }
 }
 
 #[test]
@@ -372,7 +417,7 @@ fn a_build_that_is_given_up_leaves_nothing() {
     let placement = placement(&config, false);
     let mut images = Stuck;
     {
-        let mut future = core::pin::pin!(build(xen, &config, &placement, &mut images));
+        let mut future = core::pin::pin!(build(xen, &config, &placement, &mut images, ()));
         let mut context = core::task::Context::from_waker(core::task::Waker::noop());
         assert!(future.as_mut().poll(&mut context).is_pending());
         assert_eq!(fake.domains.borrow().len(), 1);
