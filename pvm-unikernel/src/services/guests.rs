@@ -152,9 +152,9 @@ impl Guests {
     /// The guest and its domain.
     fn find_domain(&self, wanted: &GuestRef) -> Result<(Rc<Guest>, DomId), RpcError> {
         let guest = self.find(wanted)?;
-        let domid = guest.domid().ok_or_else(|| RpcError::Busy {
-            what: format!("{guest} is being started or ended"),
-        })?;
+        let domid = guest
+            .domid()
+            .ok_or_else(|| guest.in_state(DomainState::Building))?;
         Ok((guest, domid))
     }
 
@@ -276,13 +276,13 @@ impl Guests {
         let domains = xen()?.domains().map_err(refused)?;
         let mut list: Vec<_> = guests
             .iter()
-            .filter_map(|guest| {
-                let domid = guest.domid()?;
-                let info = domains.iter().find(|info| info.id == domid)?;
-                Some(guest.describe(info))
+            .map(|guest| {
+                let domid = guest.domid();
+                let info = domains.iter().find(|info| Some(info.id) == domid);
+                guest.describe(domid, info)
             })
             .collect();
-        list.sort_by_key(|info| info.domid);
+        list.sort_by_key(|info| (info.domid.is_none(), info.domid));
         Ok(list)
     }
 
@@ -540,7 +540,8 @@ impl Guest {
         !self.has_ended() && !self.domid().is_some_and(paused)
     }
 
-    fn describe(&self, info: &DomainInfo) -> message::DomainInfo {
+    /// With its domain, if it has one, and what Xen says of that.
+    fn describe(&self, domid: Option<DomId>, info: Option<&DomainInfo>) -> message::DomainInfo {
         let config = self.config.borrow();
         let placement = self.placement.borrow();
         let mut cpus: Vec<u32> = placement
@@ -549,19 +550,25 @@ impl Guest {
             .collect();
         cpus.sort_unstable();
         cpus.dedup();
+        let uptime_ns = domid.map_or(0, |_| time::now_ns() - self.started_ns.get());
         message::DomainInfo {
             name: config.name.clone(),
-            domid: info.id.0,
+            domid: domid.map(|domid| domid.0),
             uuid: config.uuid,
             kind: config.kind,
-            state: info.state(),
-            memory_kib: info.pages * 4,
-            vcpus: info.vcpus_online,
-            max_vcpus: info.vcpus,
+            state: match (domid, info) {
+                (None, _) => DomainState::Building,
+                // Ended behind our back.
+                (Some(_), None) => DomainState::Dying,
+                (Some(_), Some(info)) => info.state(),
+            },
+            memory_kib: info.map_or(0, |info| info.pages * 4),
+            vcpus: info.map_or(0, |info| info.vcpus_online),
+            max_vcpus: info.map_or(config.max_vcpus, |info| info.vcpus),
             cpus,
             node: placement.as_ref().and_then(one_node).map(|n| n.0),
-            cpu_ns: info.cpu_time_ns,
-            uptime_s: (time::now_ns() - self.started_ns.get()) / 1_000_000_000,
+            cpu_ns: info.map_or(0, |info| info.cpu_time_ns),
+            uptime_s: uptime_ns / 1_000_000_000,
             served_ns: self.account.cpu_ns(),
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use toolstack_domain::config::DomainState;
 use toolstack_rpc::message::{DomainInfo, GuestRef, ShutdownKind};
-use toolstack_rpc::{Request, Response};
+use toolstack_rpc::{Request, Response, RpcError};
 
 use crate::args::{Global, List, Rename, Shutdown};
 use crate::create::type_name;
@@ -24,8 +24,7 @@ pub fn list(arguments: &List, global: &Global) -> Result<(), Failure> {
     let domains = match &arguments.guest {
         None => fetch(&mut session, "list", None)?,
         Some(guest) => {
-            let what = format!("list {guest}");
-            fetch(&mut session, &what, Some(GuestRef::parse(guest)))?
+            vec![one(&mut session, &format!("list {guest}"), guest)?]
         }
     };
     if global.json {
@@ -53,6 +52,19 @@ fn one(session: &mut Session, what: &str, guest: &str) -> Result<DomainInfo, Fai
     }
 }
 
+/// Its domain, for what is asked of that.
+fn domid_of(what: &str, domain: &DomainInfo) -> Result<u16, Failure> {
+    let (name, state) = (domain.name.clone(), domain.state);
+    domain
+        .domid
+        .ok_or_else(|| Failure::new(what, RpcError::WrongState { name, state }))
+}
+
+/// For a person: a guest that is being built has none.
+fn id(domain: &DomainInfo) -> String {
+    domain.domid.map_or("-".into(), |domid| domid.to_string())
+}
+
 /// `xl list`'s columns, and the node.
 fn print(domains: &[DomainInfo], long: bool) -> Result<(), Failure> {
     let mut head = vec!["Name", "ID", "Mem", "VCPUs", "State", "Time(s)", "Node"];
@@ -63,7 +75,7 @@ fn print(domains: &[DomainInfo], long: bool) -> Result<(), Failure> {
     for domain in domains {
         let mut row = vec![
             domain.name.clone(),
-            domain.domid.to_string(),
+            id(domain),
             (domain.memory_kib / 1024).to_string(),
             domain.vcpus.to_string(),
             letters(domain.state).to_owned(),
@@ -119,6 +131,7 @@ fn state_name(state: DomainState) -> &'static str {
         DomainState::Shutdown => "shutdown",
         DomainState::Crashed => "crashed",
         DomainState::Dying => "dying",
+        DomainState::Building => "building",
     }
 }
 
@@ -131,6 +144,7 @@ fn letters(state: DomainState) -> &'static str {
         DomainState::Shutdown => "---s--",
         DomainState::Crashed => "----c-",
         DomainState::Dying => "-----d",
+        DomainState::Building => "------",
     }
 }
 
@@ -215,11 +229,15 @@ fn ask(
             )
         };
         let domains = domains.into_iter().filter(lives);
-        guests.extend(domains.map(|d| (d.name, Ok(d.domid))));
+        guests.extend(domains.map(|d| {
+            let domid = domid_of(&format!("{verb} {}", d.name), &d);
+            (d.name, domid)
+        }));
     } else {
         for guest in &arguments.guests {
-            let domain = one(&mut session, &format!("{verb} {guest}"), guest);
-            guests.push((guest.clone(), domain.map(|d| d.domid)));
+            let what = format!("{verb} {guest}");
+            let domain = one(&mut session, &what, guest);
+            guests.push((guest.clone(), domain.and_then(|d| domid_of(&what, &d))));
         }
     }
     for (guest, domid) in &mut guests {
@@ -260,7 +278,8 @@ fn wait(session: &mut Session, verb: &str, guests: &mut [Asked], limit: Option<D
         let lives = |domid: u16| {
             domains.iter().any(|d| {
                 // One that is preserved does not go away, and does not live either.
-                d.domid == domid && !matches!(d.state, DomainState::Shutdown | DomainState::Crashed)
+                d.domid == Some(domid)
+                    && !matches!(d.state, DomainState::Shutdown | DomainState::Crashed)
             })
         };
         left.retain(|(_, domid)| domid.as_ref().is_ok_and(|domid| lives(*domid)));
@@ -280,11 +299,12 @@ fn wait(session: &mut Session, verb: &str, guests: &mut [Asked], limit: Option<D
 /// `closer domid`
 pub fn domid(guest: &str, global: &Global) -> Result<(), Failure> {
     let mut session = Session::open(global)?;
-    let domain = one(&mut session, &format!("domid {guest}"), guest)?;
+    let what = format!("domid {guest}");
+    let domid = domid_of(&what, &one(&mut session, &what, guest)?)?;
     if global.json {
-        return output::json(&json!(domain.domid));
+        return output::json(&json!(domid));
     }
-    output::line(&domain.domid.to_string())
+    output::line(&domid.to_string())
 }
 
 /// `closer domname`
@@ -321,7 +341,8 @@ pub fn uptime(guests: &[String], global: &Global) -> Result<(), Failure> {
     let mut rows = vec![["Name", "ID", "Uptime"].map(str::to_owned).to_vec()];
     rows.extend(domains.into_iter().map(|d| {
         let uptime = output::duration(d.uptime_s);
-        vec![d.name, d.domid.to_string(), uptime]
+        let id = id(&d);
+        vec![d.name, id, uptime]
     }));
     output::table(&rows, &[1])
 }

@@ -162,4 +162,7 @@ pub enum DomainState {
     Crashed,
     /// `d`
     Dying,
+    /// No letter: it has no domain now. It is being built, for the first time or anew; or the
+    /// last of it is being forgotten.
+    Building,
 }

@@ -41,7 +41,7 @@ pub const NODE_MIB: u64 = 1024;
 pub struct Guest {
     /// What it was made from.
     pub config: GuestConfig,
-    /// Its domid.
+    /// Its domid, unless it is being built.
     pub domid: u16,
     /// Its state.
     pub state: DomainState,
@@ -339,9 +339,21 @@ impl State {
             .values_mut()
             .find(|g| match guest {
                 GuestRef::Name(name) => g.config.name == *name,
-                GuestRef::Id(id) => g.domid == *id,
+                GuestRef::Id(id) => g.domain() == Some(*id),
             })
             .ok_or_else(missing)
+    }
+
+    /// A guest that has a domain.
+    fn find_domain(&mut self, guest: &GuestRef) -> Result<&mut Guest, RpcError> {
+        let guest = self.find(guest)?;
+        match guest.domain() {
+            Some(_) => Ok(guest),
+            None => Err(RpcError::WrongState {
+                name: guest.config.name.clone(),
+                state: guest.state,
+            }),
+        }
     }
 
     fn user_of(&self, volume: &str) -> Option<String> {
@@ -476,14 +488,14 @@ impl State {
             Request::DomainCreate { config, paused } => self.create(*config, paused),
             Request::DomainList { only: None } => {
                 let mut domains: Vec<_> = self.guests.values().map(domain_info).collect();
-                domains.sort_by_key(|d| d.domid);
+                domains.sort_by_key(|d| (d.domid.is_none(), d.domid));
                 Ok(Response::Domains(domains))
             }
             Request::DomainList { only: Some(guest) } => {
                 Ok(Response::Domains(vec![domain_info(self.find(&guest)?)]))
             }
             Request::DomainShutdown { guest, kind } => {
-                let name = self.find(&guest)?.config.name.clone();
+                let name = self.find_domain(&guest)?.config.name.clone();
                 match kind {
                     ShutdownKind::PowerOff => {
                         self.guests.remove(&name);
@@ -502,11 +514,11 @@ impl State {
                 Ok(Response::Done)
             }
             Request::DomainPause { guest } => {
-                self.find(&guest)?.state = DomainState::Paused;
+                self.find_domain(&guest)?.state = DomainState::Paused;
                 Ok(Response::Done)
             }
             Request::DomainUnpause { guest } => {
-                let guest = self.find(&guest)?;
+                let guest = self.find_domain(&guest)?;
                 if guest.state != DomainState::Paused {
                     let name = guest.config.name.clone();
                     let state = guest.state;
@@ -596,21 +608,38 @@ impl State {
     }
 }
 
+impl Guest {
+    /// Its domid, if it has a domain now.
+    fn domain(&self) -> Option<u16> {
+        (self.state != DomainState::Building).then_some(self.domid)
+    }
+}
+
 fn domain_info(guest: &Guest) -> DomainInfo {
     let config = &guest.config;
-    DomainInfo {
+    let info = DomainInfo {
         name: config.name.clone(),
-        domid: guest.domid,
+        domid: guest.domain(),
         uuid: config.uuid,
         kind: config.kind,
         state: guest.state,
-        memory_kib: u64::from(config.memory_mib) * 1024,
-        vcpus: config.vcpus,
+        memory_kib: 0,
+        vcpus: 0,
         max_vcpus: config.max_vcpus,
         cpus: vec![1],
         node: Some(0),
-        cpu_ns: 1_234_567_890,
+        cpu_ns: 0,
         served_ns: 98_765_432,
-        uptime_s: 61,
+        uptime_s: 0,
+    };
+    match info.domid {
+        None => info,
+        Some(_) => DomainInfo {
+            memory_kib: u64::from(config.memory_mib) * 1024,
+            vcpus: config.vcpus,
+            cpu_ns: 1_234_567_890,
+            uptime_s: 61,
+            ..info
+        },
     }
 }

@@ -12,7 +12,7 @@
 pub const MAGIC: [u8; 8] = *b"CLOSERPC";
 
 /// The protocol this crate speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Versions from `lowest` to `highest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -112,9 +112,11 @@ pub enum Request {
         /// Do not let it run yet.
         paused: bool,
     },
-    /// Answer: [`Response::Domains`], in the order of their domids, without domain 0.
+    /// Answer: [`Response::Domains`], in the order of their domids, without domain 0; then
+    /// those that are being built, which have no domid.
     DomainList {
-        /// This one only; [`RpcError::NoSuchGuest`] if it is not there.
+        /// This one only; [`RpcError::NoSuchGuest`] if it is not there, as no domid is that a
+        /// guest had before it was built anew.
         only: Option<GuestRef>,
     },
     /// Ask the guest to shut down. Answer: `Done`, as soon as it has been asked.
@@ -316,8 +318,9 @@ pub struct Space {
 pub struct DomainInfo {
     /// Its name.
     pub name: String,
-    /// Its domid.
-    pub domid: u16,
+    /// Its domid; none while it is being built. What asks a domain for something is
+    /// refused then ([`RpcError::WrongState`]).
+    pub domid: Option<u16>,
     /// Its UUID.
     pub uuid: [u8; 16],
     /// Its type.

@@ -184,10 +184,10 @@ fn another_version_is_one_clear_error_on_both_sides() {
     ));
     assert_eq!(
         result.unwrap_err().to_string(),
-        "protocol version: this side speaks 1, the other 7 to 9"
+        "protocol version: this side speaks 2, the other 7 to 9"
     );
     eventually("a line in the log", || {
-        host.state().log == ["protocol version: this side speaks 7 to 9, the other 1"]
+        host.state().log == ["protocol version: this side speaks 7 to 9, the other 2"]
     });
 
     // And a newer client that still speaks our version gets along.

@@ -352,11 +352,11 @@ fn wrong_keys_and_versions() {
     ));
 
     let newer = Bed::speaking(Versions {
-        lowest: 2,
-        highest: 3,
+        lowest: 7,
+        highest: 8,
     });
     newer.run(&["list"]).fails(&format!(
-        "{}: protocol version: this side speaks 1, the other 2 to 3",
+        "{}: protocol version: this side speaks 2, the other 7 to 8",
         newer.host.address
     ));
 

@@ -79,6 +79,35 @@ fn a_paused_guest_is_started_by_unpause() {
 }
 
 #[test]
+fn a_guest_that_is_being_built_is_listed_and_named_as_such() {
+    let bed = Bed::new().with_guest_files();
+    bed.run(&["create", "web.cfg"]);
+    bed.run(&["create", "web.cfg", "name=\"b\""]);
+    bed.host.state().guests.get_mut("web").unwrap().state = DomainState::Building;
+    let head = "Name  ID  Mem  VCPUs  State   Time(s)  Node\n";
+    let web = "web    -    0      0  ------      0.0  0\n";
+    bed.run(&["list", "web"]).says(&format!("{head}{web}"));
+    bed.run(&["list"]).says(&format!(
+        "{head}b      2  128      1  -b----      1.2  0\n{web}"
+    ));
+    let list = bed.run(&["list", "--json", "web"]).json();
+    assert_eq!(list[0]["domid"], json!(null));
+    assert_eq!(list[0]["state"], "building");
+    for verb in ["domid", "shutdown", "reboot", "pause", "unpause"] {
+        bed.run(&[verb, "web"])
+            .fails(&format!("{verb} web: guest web is being built"));
+    }
+    // The domid that it had is nobody's.
+    bed.run(&["domname", "1"])
+        .fails("domname 1: no such guest: domid 1");
+    bed.run(&["uptime", "web"])
+        .says("Name  ID  Uptime\nweb    -  0:00:00\n");
+    bed.run(&["shutdown", "-a", "-w"])
+        .fails("shutdown web: guest web is being built");
+    assert!(!bed.host.state().guests.contains_key("b"));
+}
+
+#[test]
 fn a_dry_run_creates_nothing_and_needs_no_host() {
     let bed = Bed::new().with_guest_files();
     bed.write("host.toml", b"");
