@@ -26,7 +26,7 @@ use toolstack_domain::placement;
 use toolstack_domain::xen::Xen;
 use toolstack_rpc::RpcError;
 use toolstack_rpc::message::{self, GuestRef, ShutdownKind};
-use toolstack_rpc::server::check_name;
+use toolstack_rpc::server::{check_devices, check_name, kept_name};
 use xen_abi::DomId;
 
 use super::console::GuestConsole;
@@ -158,7 +158,8 @@ impl Guests {
         Ok((guest, domid))
     }
 
-    /// Puts a guest into the table, if neither name nor UUID is taken.
+    /// Puts a guest into the table, if neither name, UUID nor an address of its network
+    /// devices is taken: they are its own then, also while it restarts.
     fn reserve(&self, config: GuestConfig) -> Result<Rc<Guest>, RpcError> {
         check_guest_name(&config.name)?;
         let mut table = self.table.borrow_mut();
@@ -171,6 +172,10 @@ impl Guests {
         {
             return Err(RpcError::UuidExists { name: other.name() });
         }
+        let others = table.values().filter(|guest| !guest.kept.get());
+        let others: Vec<_> = others.map(|guest| guest.config.borrow()).collect();
+        check_devices(&config, others.iter().map(|config| &**config))?;
+        drop(others);
         let name = config.name.clone();
         let guest = Rc::new(Guest {
             console: GuestConsole::new(),
@@ -358,6 +363,12 @@ impl Guests {
             table.insert(name, guest);
         }
         Ok(())
+    }
+
+    /// A name that nobody has, for a domain that ended and is kept.
+    fn kept_name(&self, name: &str, domid: DomId) -> String {
+        let table = self.table.borrow();
+        kept_name(name, domid.0, |name| table.contains_key(name))
     }
 
     /// The same for an administrator: the definition goes with the name.

@@ -25,7 +25,7 @@ use crate::message::{
     DomainInfo, GuestRef, HostInfo, ImportMode, LogSource, NodeInfo, OwnMemory, Request, Response,
     ShutdownKind, Space, VolumeInfo,
 };
-use crate::server::{ServerConnection, ServerKeys, accept_versions, check_name};
+use crate::server::{ServerConnection, ServerKeys, accept_versions, check_devices, check_name};
 use crate::tcp::{SystemEntropy, Tcp, block_on};
 use crate::transfer::{Chunk, ImageHasher, TransferError};
 
@@ -427,6 +427,7 @@ impl State {
         if self.guests.contains_key(&config.name) {
             return Err(RpcError::GuestExists { name: config.name });
         }
+        check_devices(&config, self.guests.values().map(|guest| &guest.config))?;
         let ramdisk = config.ramdisk.map(|r| r.image);
         for id in [Some(config.kernel.image), ramdisk].into_iter().flatten() {
             if !self.images.contains_key(&id) {

@@ -1,8 +1,12 @@
 //! The host's side of a connection.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
+
+use toolstack_domain::config::{Disk, GuestConfig, Vif};
+use toolstack_domain::vdev::device_number;
 
 use crate::connection::{Connection, ConnectionError, HandshakeError, read_exact};
 use crate::error::RpcError;
@@ -239,6 +243,9 @@ impl<S> DerefMut for ServerConnection<S> {
     }
 }
 
+/// Bytes of the longest name.
+const MAX_NAME: usize = 64;
+
 /// Checks a name of a guest or a volume: 1 to 64 letters, digits, and any of `+-._`, not
 /// digits alone (a domid) and not beginning with `-` or `.`.
 ///
@@ -253,7 +260,7 @@ pub fn check_name(name: &str) -> Result<(), RpcError> {
         let why = why.into();
         Err(RpcError::BadName { name, why })
     };
-    if name.is_empty() || name.len() > 64 {
+    if name.is_empty() || name.len() > MAX_NAME {
         return bad("1 to 64 characters");
     }
     if !name
@@ -269,4 +276,79 @@ pub fn check_name(name: &str) -> Result<(), RpcError> {
         return bad("a number would be taken for a domid");
     }
     Ok(())
+}
+
+/// The name under which an ended domain of a guest is kept: the guest's and the domid, cut in
+/// the guest's name, and with a further number if that is taken. There always is one.
+pub fn kept_name(name: &str, domid: u16, taken: impl Fn(&str) -> bool) -> String {
+    let with = |suffix: String| {
+        let cut = name.floor_char_boundary(MAX_NAME - suffix.len());
+        format!("{}{suffix}", &name[..cut])
+    };
+    let mut kept = with(format!("-{domid}"));
+    let mut further = 2u32;
+    while taken(&kept) {
+        kept = with(format!("-{domid}-{further}"));
+        further += 1;
+    }
+    kept
+}
+
+/// Checks what a guest's devices cannot share: disks a device number, and network devices an
+/// address, which no other guest of the host has either.
+///
+/// # Errors
+/// [`RpcError::BadConfig`]
+pub fn check_devices<'a>(
+    config: &GuestConfig,
+    others: impl IntoIterator<Item = &'a GuestConfig>,
+) -> Result<(), RpcError> {
+    let bad = |key: &str, why| {
+        let key = key.into();
+        Err(RpcError::BadConfig { key, why })
+    };
+    for (at, disk) in config.disks.iter().enumerate() {
+        let number = device_number(&disk.vdev);
+        let same = |other: &Disk| device_number(&other.vdev) == number;
+        if number.is_some() && config.disks[..at].iter().any(same) {
+            return bad("disk", format!("vdev {} is given twice", disk.vdev));
+        }
+    }
+    let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    for (at, Vif { mac, .. }) in config.vifs.iter().enumerate() {
+        if config.vifs[..at].iter().any(|vif| vif.mac == *mac) {
+            return bad("vif", format!("mac {} is given twice", text(*mac)));
+        }
+    }
+    for other in others {
+        let has = |vif: &&Vif| other.vifs.iter().any(|theirs| theirs.mac == vif.mac);
+        if let Some(vif) = config.vifs.iter().find(has) {
+            let (name, mac) = (&other.name, text(vif.mac));
+            return bad("vif", format!("guest {name} has mac {mac} already"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_of_any_allowed_name_can_be_kept_under_another() {
+        assert_eq!(kept_name("web", 7, |_| false), "web-7");
+        assert_eq!(kept_name("web", 7, |name| name == "web-7"), "web-7-2");
+        for len in 1..=MAX_NAME {
+            let name = "a".repeat(len);
+            check_name(&name).unwrap();
+            let mut table = Vec::from([name.clone()]);
+            for _ in 0..20 {
+                let kept = kept_name(&name, 65_535, |kept| table.iter().any(|t| t == kept));
+                check_name(&kept).unwrap();
+                table.push(kept);
+            }
+        }
+        // Not through the middle of a character, should names ever have such.
+        assert!(kept_name(&"\u{e4}".repeat(32), 1, |_| false).len() <= MAX_NAME);
+    }
 }

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use toolstack_domain::config::{Disk, GuestConfig, Vif};
 use toolstack_rpc::client::{CallError, connect, connect_versions};
 use toolstack_rpc::fake::{DISK, FakeHost};
 use toolstack_rpc::hello::{OURS, Versions};
@@ -560,6 +561,35 @@ fn no_volume_larger_than_the_disk() {
             u64::MAX
         )
     );
+}
+
+#[test]
+fn a_guest_has_no_device_twice_whatever_its_command_line_lets_through() {
+    let (host, mut client) = host_and_client();
+    let disk = |vdev: &str| Disk {
+        volume: vdev.into(),
+        vdev: vdev.into(),
+        writable: true,
+    };
+    let vif = Vif {
+        mac: [0, 0x16, 0x3e, 0, 0, 1],
+        mtu: 1500,
+    };
+    let mut config = common::guest("g", 1).config;
+    config.disks = vec![disk("xvda"), disk("xvdb"), disk("d0p0")];
+    let mut refused = |config: &GuestConfig| {
+        let create = Request::DomainCreate {
+            config: Box::new(config.clone()),
+            paused: false,
+        };
+        call(&mut client, &create).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&config), "disk: vdev d0p0 is given twice");
+    config.disks.pop();
+    config.vifs = vec![vif; 2];
+    let twice = "vif: mac 00:16:3e:00:00:01 is given twice";
+    assert_eq!(refused(&config), twice);
+    assert!(host.state().guests.is_empty());
 }
 
 mod common {

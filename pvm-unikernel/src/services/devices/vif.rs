@@ -47,7 +47,8 @@ impl Vif {
         vcpu: VcpuId,
         account: &Account,
     ) -> Result<Self, RpcError> {
-        // Taken for good only when the frontend connects; but said at once.
+        // No other guest has it, but the host may. Taken when the frontend connects; but said
+        // at once.
         host.network
             .check_free(MacAddr(config.mac))
             .map_err(|error| RpcError::BadConfig {

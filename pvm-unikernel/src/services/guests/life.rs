@@ -326,11 +326,13 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
         return log::error!("guest {name}: not restarted: {held}");
     }
     guest.kept.set(true);
-    let kept_as = format!("{name}-{domid}");
+    // Nobody comes between the choice of the name, its use, and the new guest's.
+    let kept_as = host.guests.kept_name(name, domid);
     let renamed = host
         .guests
         .rename(host, &GuestRef::Name(name.clone()), kept_as);
     if let Err(error) = renamed {
+        guest.kept.set(false);
         return log::error!("guest {name}: not restarted: {error}");
     }
     let brake = guest.brake.get();

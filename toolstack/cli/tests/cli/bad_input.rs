@@ -490,3 +490,16 @@ fn what_a_host_says_cannot_drive_the_terminal() {
     assert_eq!(ran.stderr.lines().count(), 1);
     assert!(!ran.stderr.contains('\u{1b}'));
 }
+
+#[test]
+fn two_guests_of_a_host_do_not_get_one_mac() {
+    let bed = Bed::new().with_guest_files();
+    let vif = "vif=['mac=00:16:3e:00:00:01', 'mac=00:16:3e:00:00:02']";
+    bed.run(&["create", "-q", "web.cfg", vif]).says("");
+    let vif = "vif=['mac=00:16:3e:00:00:03', 'mac=00:16:3e:00:00:02']";
+    bed.run(&["create", "-q", "web.cfg", "name=\"b\"", vif])
+        .fails("create b: vif: guest web has mac 00:16:3e:00:00:02 already");
+    bed.run(&["destroy", "web"]).says("");
+    bed.run(&["create", "-q", "web.cfg", "name=\"b\"", vif])
+        .says("");
+}
