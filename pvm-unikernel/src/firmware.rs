@@ -34,24 +34,11 @@ pub fn load() -> Acpi {
     acpi
 }
 
-/// Tells the frame allocator which machine frames belong to which node.
+/// Which machine frames belong to which node, for the frame allocator.
 ///
-/// Xen numbers nodes in the order in which it meets proximity domains in the SRAT;
-/// so do we.
+/// Nodes are numbered as Xen does it: [`Acpi::proximity_domains`].
 pub fn node_map(acpi: &Acpi) -> NodeMap {
-    let mut domains = alloc::vec::Vec::new();
-    // Xen reads processor entries and memory entries in table order; both name domains, and
-    // in every table seen the first of each kind come in the same order.
-    for cpu in acpi.processors() {
-        if !domains.contains(&cpu.proximity) {
-            domains.push(cpu.proximity);
-        }
-    }
-    for range in acpi.memory_ranges() {
-        if !domains.contains(&range.proximity) {
-            domains.push(range.proximity);
-        }
-    }
+    let domains = acpi.proximity_domains();
     let ranges = acpi
         .memory_ranges()
         .iter()

@@ -132,6 +132,7 @@ impl Acpi {
 
     /// Memory and the proximity domain it belongs to; empty on a machine without SRAT.
     pub fn memory_ranges(&self) -> Vec<MemoryRange> {
+        let mask = if self.wide_domains() { u32::MAX } else { 0xff };
         self.srat()
             .filter_map(|(kind, e)| {
                 // Type 1: domain @2, base @8, length @16, flags @28 (bit 0: enabled).
@@ -140,34 +141,58 @@ impl Acpi {
                 (enabled && len > 0).then_some(MemoryRange {
                     start,
                     end: start.checked_add(len)?,
-                    proximity: u32_at(e, 2)?,
+                    proximity: u32_at(e, 2)? & mask,
                 })
             })
             .collect()
     }
 
-    /// Processors and the proximity domain they belong to.
+    /// Processors and the proximity domain they belong to, in the order in which Xen reads
+    /// them: all x2APIC entries, then all local APIC entries.
     pub fn processors(&self) -> Vec<ProcessorNode> {
-        self.srat()
-            .filter_map(|(kind, e)| match kind {
-                // Type 0: domain bits 7:0 @2, APIC id @3, flags @4, domain bits 31:8 @9.
-                0 if u32_at(e, 4)? & 1 == 1 => Some(ProcessorNode {
-                    apic_id: u32::from(*e.get(3)?),
-                    proximity: u32::from_le_bytes([
-                        *e.get(2)?,
-                        *e.get(9)?,
-                        *e.get(10)?,
-                        *e.get(11)?,
-                    ]),
-                }),
-                // Type 2: domain @4, x2APIC id @8, flags @12.
-                2 if u32_at(e, 12)? & 1 == 1 => Some(ProcessorNode {
-                    apic_id: u32_at(e, 8)?,
-                    proximity: u32_at(e, 4)?,
-                }),
-                _ => None,
+        let wide = self.wide_domains();
+        let x2apic = self.srat().filter_map(|(kind, e)| {
+            // Type 2: domain @4, x2APIC id @8, flags @12.
+            (kind == 2 && u32_at(e, 12)? & 1 == 1).then_some(ProcessorNode {
+                apic_id: u32_at(e, 8)?,
+                proximity: u32_at(e, 4)?,
             })
-            .collect()
+        });
+        let local = self.srat().filter_map(|(kind, e)| {
+            // Type 0: domain bits 7:0 @2, APIC id @3, flags @4, domain bits 31:8 @9.
+            let high = match wide {
+                true => [*e.get(9)?, *e.get(10)?, *e.get(11)?],
+                false => [0; 3],
+            };
+            (kind == 0 && u32_at(e, 4)? & 1 == 1).then_some(ProcessorNode {
+                apic_id: u32::from(*e.get(3)?),
+                proximity: u32::from_le_bytes([*e.get(2)?, high[0], high[1], high[2]]),
+            })
+        });
+        x2apic.chain(local).collect()
+    }
+
+    /// The proximity domains in the order in which Xen numbers them as nodes: that in which
+    /// it meets them first (`acpi_numa_init`), in processors, then in memory.
+    pub fn proximity_domains(&self) -> Vec<u32> {
+        let processors = self.processors().into_iter().map(|cpu| cpu.proximity);
+        let memory = self
+            .memory_ranges()
+            .into_iter()
+            .map(|range| range.proximity);
+        let mut domains = Vec::new();
+        for domain in processors.chain(memory) {
+            if !domains.contains(&domain) {
+                domains.push(domain);
+            }
+        }
+        domains
+    }
+
+    /// Whether a proximity domain has 32 bits, as from ACPI 3.0 on; before, the bytes above
+    /// its first were reserved, and Xen ignores what is in them.
+    fn wide_domains(&self) -> bool {
+        self.table(b"SRAT").is_some_and(|t| t.bytes[8] >= 2)
     }
 
     /// PCI configuration space windows.
@@ -369,6 +394,62 @@ pub(crate) mod tests {
                 proximity: 1
             }]
         );
+    }
+
+    /// An enabled entry of a processor: by local APIC, with these high bits of its domain.
+    fn by_apic(id: u8, domain: u8, high: u8) -> Vec<u8> {
+        let mut e = alloc::vec![0, 16, domain, id, 1, 0, 0, 0, 0, high];
+        e.resize(16, 0);
+        e
+    }
+
+    /// The same by x2APIC.
+    fn by_x2apic(id: u8, domain: u8) -> Vec<u8> {
+        let mut e = alloc::vec![2, 24, 0, 0, domain, 0, 0, 0, id, 0, 0, 0, 1];
+        e.resize(24, 0);
+        e
+    }
+
+    fn memory_in(domain: u8, high: u8) -> Vec<u8> {
+        let mut e = alloc::vec![1, 40, domain, high];
+        e.resize(40, 0);
+        (e[17], e[28]) = (0x10, 1);
+        e
+    }
+
+    fn srat_of(revision: u8, entries: &[Vec<u8>]) -> Acpi {
+        let mut srat = table(b"SRAT", &[alloc::vec![0; 12], entries.concat()].concat());
+        srat[8] = revision;
+        srat[9] = 0;
+        seal(&mut srat, 9);
+        Acpi::scan_bios(&machine(&[srat])).unwrap()
+    }
+
+    #[test]
+    fn nodes_are_numbered_as_xen_meets_their_domains() {
+        // Firmware lists the low APIC ids first, as type 0, and those from 255 on as type 2.
+        let acpi = srat_of(
+            3,
+            &[
+                memory_in(7, 0),
+                by_apic(0, 1, 0),
+                memory_in(1, 0),
+                by_apic(1, 0, 0),
+                by_x2apic(255, 4),
+                by_apic(2, 4, 0),
+                by_x2apic(254, 0),
+            ],
+        );
+        assert_eq!(acpi.proximity_domains(), [4, 0, 1, 7]);
+        let ids: Vec<_> = acpi.processors().iter().map(|cpu| cpu.apic_id).collect();
+        assert_eq!(ids, [255, 254, 0, 1, 2]);
+    }
+
+    #[test]
+    fn the_high_bytes_of_a_domain_are_ignored_where_they_are_reserved() {
+        let entries = [by_apic(0, 1, 0xee), memory_in(1, 0xee)];
+        assert_eq!(srat_of(1, &entries).proximity_domains(), [1]);
+        assert_eq!(srat_of(2, &entries).proximity_domains(), [0xee01]);
     }
 
     #[test]
