@@ -3,6 +3,21 @@
     unsafe_code,
     reason = "the DMA layer: the one place that touches memory a device writes"
 )]
+//!
+//! Invariants this home rests on:
+//! - a [`DmaBuffer`] points at `len` bytes that stay mapped, readable and writable until its
+//!   `release` has run;
+//! - no Rust reference into that memory is ever made: what is in it is copied out and in
+//!   through raw pointers, and only the copy is looked at;
+//! - where the device may be writing while we look (descriptors: is it done yet?), the copy
+//!   is made of volatile loads: [`DmaBuffer::read`];
+//! - all other bytes change hands. The device has them from the doorbell on, until its
+//!   completion is seen; we have them else, and copy them then, as fast as memory is copied.
+//!   The fences of [`DmaBuffer::read_bytes`] and [`DmaBuffer::write_bytes`] keep the copy on
+//!   its side of completion and doorbell, and let the compiler assume nothing of the bytes
+//!   past them: it can't read them a second time in place of the copy. A device that breaks
+//!   this (it is trusted with more) gives bytes of any value, which is all that callers
+//!   count on.
 
 use crate::Node;
 use alloc::boxed::Box;
@@ -24,9 +39,10 @@ pub struct DmaSegment {
 /// Pages of ours that a device may read and write: machine-contiguous, on one
 /// node, zeroed when handed out, mapped write-back (x86 DMA is coherent).
 ///
-/// The device may write at any moment, so accesses are volatile copies, as for
-/// memory shared with a guest. Dropping it gives the pages back: the owner must
-/// have taken the device off them first.
+/// It is only copied from and to. Bytes are copied while the device does not use them:
+/// after its completion, before the doorbell. Words that it may write at any moment, as
+/// those that say whether it is done, are for [`Self::read`]. Dropping it gives the pages
+/// back: the owner must have taken the device off them first.
 pub struct DmaBuffer {
     base: NonNull<u8>,
     len: usize,
@@ -34,7 +50,8 @@ pub struct DmaBuffer {
     release: Option<Box<dyn FnOnce() + Send>>,
 }
 
-// SAFETY: reached through volatile copies only, valid on any CPU; `release` is `Send`.
+// SAFETY: the memory is reached only by copying through `base`, from one CPU at a time (it
+// is not `Sync`) and valid on any; `release` is `Send`.
 unsafe impl Send for DmaBuffer {}
 
 impl fmt::Debug for DmaBuffer {
@@ -118,7 +135,7 @@ impl DmaBuffer {
         }
     }
 
-    /// Copies bytes out.
+    /// Copies out bytes that the device is done with.
     ///
     /// # Panics
     /// If the range leaves the buffer.
@@ -126,47 +143,59 @@ impl DmaBuffer {
         let from = self.at(offset, to.len());
         // What the device wrote before the completion we saw is read after it.
         fence(Ordering::Acquire);
-        // SAFETY: `at` checked the range; the destination is a private slice. A device
-        // write racing with this copy can only change the bytes copied.
+        // SAFETY: `at` checked the range, and `to` is a private slice that cannot overlap it.
+        // By the invariants at the top the device does not write there now, and no reference
+        // says otherwise.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
+        // From here on the compiler takes the bytes for changed: what is checked is the copy.
+        fence(Ordering::Acquire);
     }
 
-    /// Copies bytes in.
+    /// Copies in bytes that the device does not use yet.
     ///
     /// # Panics
     /// If the range leaves the buffer.
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
         let to = self.at(offset, from.len());
-        // SAFETY: `at` checked the range; `from` is a private slice that cannot overlap it.
+        // SAFETY: `at` checked the range, and `from` is a private slice that cannot overlap
+        // it. By the invariants at the top the device does not use the bytes now.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
         // The bytes are there before the doorbell that the caller rings next.
         fence(Ordering::Release);
     }
 
-    /// One private copy of a descriptor. Aligned 4- and 8-byte structures are read with
-    /// a single load.
+    /// One private copy of a descriptor or a part of it, which the device may be writing:
+    /// made of one volatile load for each 4 bytes (8 where it is 8 bytes at a multiple of 8).
     ///
     /// # Panics
-    /// If it leaves the buffer.
+    /// If it leaves the buffer, or is not made of aligned words of 4 bytes.
     pub fn read<T: FromBytes + IntoBytes>(&self, offset: usize) -> T {
         let at = self.at(offset, size_of::<T>());
+        let address = at.addr().get();
+        assert!(
+            address.is_multiple_of(4) && size_of::<T>().is_multiple_of(4),
+            "descriptors are made of aligned words"
+        );
         let mut copy = T::new_zeroed();
-        match (size_of::<T>(), at.addr().get() % 8) {
-            // SAFETY: in range by `at`, 4 bytes and 4-aligned.
-            (4, 0 | 4) => copy
-                .as_mut_bytes()
-                .copy_from_slice(&unsafe { at.cast::<u32>().read_volatile() }.to_ne_bytes()),
-            // SAFETY: in range by `at`, 8 bytes and 8-aligned.
-            (8, 0) => copy
-                .as_mut_bytes()
-                .copy_from_slice(&unsafe { at.cast::<u64>().read_volatile() }.to_ne_bytes()),
-            _ => self.read_bytes(offset, copy.as_mut_bytes()),
+        let to = copy.as_mut_bytes();
+        if to.len() == 8 && address.is_multiple_of(8) {
+            // SAFETY: in range by `at`, 8 bytes and 8-aligned by the line above.
+            let word = unsafe { at.cast::<u64>().read_volatile() };
+            to.copy_from_slice(&word.to_ne_bytes());
+        } else {
+            for (n, to) in to.chunks_exact_mut(4).enumerate() {
+                // SAFETY: `at` checked `size_of::<T>()` bytes, and `4 * n + 4` is within them.
+                let word = unsafe { at.cast::<u32>().add(n) };
+                // SAFETY: as above; 4-aligned by the assertion.
+                to.copy_from_slice(&unsafe { word.read_volatile() }.to_ne_bytes());
+            }
         }
+        // What the device wrote before this is read after it.
         fence(Ordering::Acquire);
         copy
     }
 
-    /// Writes a descriptor.
+    /// Writes a descriptor that the device does not use yet.
     ///
     /// # Panics
     /// If it leaves the buffer.
@@ -218,4 +247,28 @@ pub trait DmaAllocator {
     /// `pages` machine-contiguous pages (a power of two is cheapest), zeroed, on `node` if
     /// it has any left, else anywhere. `None`: no memory.
     fn alloc(&self, pages: usize, node: Node) -> Option<DmaBuffer>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_of_any_length_are_read_at_any_word() {
+        let (driver, device) = DmaBuffer::pair(1, 0x1000);
+        let words: [u32; 8] = core::array::from_fn(|n| 0x0101_0101 << n);
+        for offset in [0, 4, 8, 4096 - 32] {
+            device.write(offset, &words);
+            assert_eq!(driver.read::<u32>(offset + 8), words[2]);
+            let long = u64::from(words[2]) | u64::from(words[3]) << 32;
+            assert_eq!(driver.read::<u64>(offset + 8), long);
+            assert_eq!(driver.read::<[u32; 8]>(offset), words);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "aligned words")]
+    fn a_descriptor_between_words_is_refused() {
+        DmaBuffer::pair(1, 0).0.read::<u32>(2);
+    }
 }
