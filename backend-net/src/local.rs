@@ -2,8 +2,11 @@
 
 use crate::headers::{self, Prefix};
 use crate::offload::{Next, Segments, checksum_is_right, fill_checksum};
+use crate::port::Inbox;
 use crate::switch::{Port, Source, Verdict, View};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::task::{Context, Poll};
 use hal::VcpuId;
 use hal::net::{Checksum, Frame, MacAddr, PacketPool};
@@ -11,15 +14,94 @@ use hal::net::{Checksum, Frame, MacAddr, PacketPool};
 /// Frames looked at in vain before [`LocalPort::try_recv`] gives up for now.
 const MAX_DROPPED: usize = 8;
 
+/// Where our frames come from: the wire, or some of the guests.
+#[derive(Debug)]
+struct Origin {
+    inbox: Arc<Inbox>,
+    cutting: Option<Segments>,
+}
+
+/// What [`Origin::next`] has to say.
+enum Taken {
+    Frame(Frame),
+    /// One was lost for want of memory.
+    Lost,
+    Nothing,
+}
+
+impl Origin {
+    fn new(inbox: &Arc<Inbox>) -> Self {
+        Self {
+            inbox: inbox.clone(),
+            cutting: None,
+        }
+    }
+
+    /// The next frame or segment.
+    fn next(&mut self, pool: &PacketPool) -> Taken {
+        loop {
+            match &mut self.cutting {
+                Some(segments) => match segments.next(pool) {
+                    Next::Segment(segment) => return Taken::Frame(segment),
+                    Next::NoMemory => {
+                        // TCP sends the rest again.
+                        self.cutting = None;
+                        return Taken::Lost;
+                    }
+                    Next::Done => self.cutting = None,
+                },
+                None => match self.inbox.pop().map(Segments::of) {
+                    Some(Ok(segments)) => self.cutting = Some(segments),
+                    Some(Err(frame)) => return Taken::Frame(frame),
+                    None => return Taken::Nothing,
+                },
+            }
+        }
+    }
+}
+
+/// Frames that our own stack lost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// From the wire, for want of room.
+    pub wire: u64,
+    /// From guests, for want of room.
+    pub guests: u64,
+    /// For want of memory, or with a wrong checksum.
+    pub unusable: u64,
+    /// Ours, that nobody took.
+    pub unsent: u64,
+}
+
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            wire,
+            guests,
+            unusable,
+            unsent,
+        } = self;
+        write!(
+            f,
+            "{wire} from the wire, {guests} from guests, {unusable} unusable, {unsent} not sent"
+        )
+    }
+}
+
 /// Our own station at the switch. Used by one task.
 #[derive(Debug)]
 pub struct LocalPort {
     port: Port,
     view: View,
     pool: PacketPool,
-    cutting: Option<Segments>,
-    /// Frames lost for want of memory or with a wrong checksum.
-    dropped: u64,
+    wire: Origin,
+    guests: Vec<Origin>,
+    /// Whether a guest was the last to have its turn.
+    guests_turn: bool,
+    /// Which of them is next.
+    guest: usize,
+    unusable: u64,
+    unsent: u64,
 }
 
 impl LocalPort {
@@ -27,10 +109,14 @@ impl LocalPort {
     pub fn new(port: Port, vcpu: VcpuId, pool: PacketPool) -> Self {
         Self {
             view: port.view(vcpu),
+            wire: Origin::new(port.inbox()),
+            guests: port.lanes().iter().map(Origin::new).collect(),
             port,
             pool,
-            cutting: None,
-            dropped: 0,
+            guests_turn: false,
+            guest: 0,
+            unusable: 0,
+            unsent: 0,
         }
     }
 
@@ -40,40 +126,32 @@ impl LocalPort {
     }
 
     /// Frames lost here so far.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
+    pub fn losses(&self) -> Losses {
+        Losses {
+            wire: self.wire.inbox.refused(),
+            guests: self.guests.iter().map(|guest| guest.inbox.refused()).sum(),
+            unusable: self.unusable,
+            unsent: self.unsent,
+        }
     }
 
     /// The next frame for us: at most an MTU long, its TCP or UDP checksum filled in, or
-    /// checked if the NIC has not done that. `None`: there is none, or so many had to be
+    /// checked if the NIC has not done that. Every other one is from the wire as long as it
+    /// has any, the rest from guests in turn. `None`: there is none, or so many had to be
     /// dropped that others should have their turn ([`Self::poll_recv`] knows).
     pub fn try_recv(&mut self) -> Option<Vec<u8>> {
         for _ in 0..MAX_DROPPED {
-            let mut frame = match &mut self.cutting {
-                Some(segments) => match segments.next(&self.pool) {
-                    Next::Segment(segment) => segment,
-                    Next::NoMemory => {
-                        // TCP sends the rest again.
-                        self.dropped += 1;
-                        self.cutting = None;
-                        continue;
-                    }
-                    Next::Done => {
-                        self.cutting = None;
-                        continue;
-                    }
-                },
-                None => match Segments::of(self.port.inbox().pop()?) {
-                    Ok(segments) => {
-                        self.cutting = Some(segments);
-                        continue;
-                    }
-                    Err(frame) => frame,
-                },
+            let mut frame = match self.take() {
+                Taken::Frame(frame) => frame,
+                Taken::Lost => {
+                    self.unusable += 1;
+                    continue;
+                }
+                Taken::Nothing => return None,
             };
             fill_checksum(&mut frame);
             if frame.checksum == Checksum::Unknown && !plausible(&frame) {
-                self.dropped += 1;
+                self.unusable += 1;
                 continue;
             }
             let mut bytes = alloc::vec![0; frame.len()];
@@ -83,25 +161,54 @@ impl LocalPort {
         None
     }
 
+    /// A frame of whose turn it is, or else of who has one.
+    fn take(&mut self) -> Taken {
+        self.guests_turn = !self.guests_turn;
+        if self.guests_turn {
+            match self.take_of_guests() {
+                Taken::Nothing => self.wire.next(&self.pool),
+                taken => taken,
+            }
+        } else {
+            match self.wire.next(&self.pool) {
+                Taken::Nothing => self.take_of_guests(),
+                taken => taken,
+            }
+        }
+    }
+
+    fn take_of_guests(&mut self) -> Taken {
+        for _ in 0..self.guests.len() {
+            self.guest = (self.guest + 1) % self.guests.len();
+            match self.guests[self.guest].next(&self.pool) {
+                Taken::Nothing => {}
+                taken => return taken,
+            }
+        }
+        Taken::Nothing
+    }
+
     /// Ready when [`Self::try_recv`] may give a frame; registers the waker otherwise.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.cutting.is_some() {
-            return Poll::Ready(());
+        for origin in core::iter::once(&self.wire).chain(&self.guests) {
+            if origin.cutting.is_some() || origin.inbox.poll_readable(cx).is_ready() {
+                return Poll::Ready(());
+            }
         }
-        self.port.inbox().poll_readable(cx)
+        Poll::Pending
     }
 
     /// Sends a whole frame, with our address as its source and all checksums in place.
     /// `false`: dropped, as on a wire that is busy or leads nowhere.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.view.refresh();
-        let Some(frame) = Frame::from_bytes(&self.pool, bytes) else {
-            return false;
-        };
-        let verdict = self
-            .view
-            .forward(Source::Station(self.port.mac()), frame, &self.pool);
-        matches!(verdict, Verdict::Forwarded(_))
+        let sent = Frame::from_bytes(&self.pool, bytes).is_some_and(|frame| {
+            let ours = Source::Station(self.port.mac());
+            let verdict = self.view.forward(ours, frame, &self.pool);
+            matches!(verdict, Verdict::Forwarded(_))
+        });
+        self.unsent += u64::from(!sent);
+        sent
     }
 }
 

@@ -80,6 +80,17 @@ pub enum Next {
     Done,
 }
 
+/// How many segments a frame becomes; 1 if it needs no cutting.
+pub fn segment_count(frame: &Frame) -> usize {
+    match (frame.mss, frame.checksum) {
+        (Some(mss), Checksum::Partial(layout)) => {
+            let payload = frame.len().saturating_sub(layout.headers());
+            payload.div_ceil(mss.get().max(MIN_MSS).into()).max(1)
+        }
+        _ => 1,
+    }
+}
+
 /// Cuts a TCP frame into segments, one at a time, so that no more memory is taken than
 /// the receiver has room for.
 #[derive(Debug)]

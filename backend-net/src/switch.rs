@@ -2,7 +2,8 @@
 //!
 //! The toolstack knows every address, so nothing is learnt: a frame for an address that
 //! no port has goes to the NIC if it came from us, and nowhere if it came from the NIC.
-//! A port may send with its own address only. Each vCPU looks frames up in its own
+//! A port may send with its own address only. Our own stack has an inbox for the wire and
+//! some for guests, so that none of them can keep the others out. Each vCPU looks frames up in its own
 //! reference to an immutable table; changes make a new table, which the vCPUs take over
 //! at their next batch.
 
@@ -11,6 +12,7 @@ use crate::port::{Inbox, Limits, Packet, Refused};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::iter;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hal::VcpuId;
 use hal::net::{Frame, MacAddr, PacketPool};
@@ -40,10 +42,28 @@ impl fmt::Display for SwitchError {
 
 impl core::error::Error for SwitchError {}
 
+/// Inboxes of our own stack for frames of guests: as many guests, whose addresses end in
+/// consecutive numbers, have one each, and others share.
+const LANES: usize = 8;
+
 #[derive(Clone, Debug)]
 struct Station {
     mac: MacAddr,
     inbox: Arc<Inbox>,
+    /// Where frames of other stations go instead, if there are any.
+    lanes: Vec<Arc<Inbox>>,
+}
+
+impl Station {
+    /// Where frames from there go.
+    fn inbox_for(&self, source: Source) -> &Arc<Inbox> {
+        match source {
+            Source::Station(MacAddr([.., last])) if !self.lanes.is_empty() => {
+                &self.lanes[usize::from(last) % self.lanes.len()]
+            }
+            _ => &self.inbox,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -107,8 +127,24 @@ impl Switch {
         }))
     }
 
-    /// Adds the port of a guest device or of our own stack.
+    /// Adds the port of a guest device.
     pub fn add_port(&self, mac: MacAddr, limits: Limits) -> Result<Port, SwitchError> {
+        self.add(mac, limits, Vec::new())
+    }
+
+    /// Adds the port of our own stack.
+    pub fn add_local_port(&self, mac: MacAddr) -> Result<Port, SwitchError> {
+        let lane = || Arc::new(Inbox::new(Limits::LOCAL_GUEST));
+        let lanes = iter::repeat_with(lane).take(LANES).collect();
+        self.add(mac, Limits::LOCAL, lanes)
+    }
+
+    fn add(
+        &self,
+        mac: MacAddr,
+        limits: Limits,
+        lanes: Vec<Arc<Inbox>>,
+    ) -> Result<Port, SwitchError> {
         if mac.is_multicast() {
             return Err(SwitchError::NotUnicast(mac));
         }
@@ -120,8 +156,12 @@ impl Switch {
             {
                 Ok(_) => Err(SwitchError::AddressTaken(mac)),
                 Err(at) => {
-                    let inbox = inbox.clone();
-                    table.stations.insert(at, Station { mac, inbox });
+                    let station = Station {
+                        mac,
+                        inbox: inbox.clone(),
+                        lanes: lanes.clone(),
+                    };
+                    table.stations.insert(at, station);
                     Ok(())
                 }
             }
@@ -130,6 +170,7 @@ impl Switch {
             shared: self.0.clone(),
             mac,
             inbox,
+            lanes,
             guest: None,
         })
     }
@@ -181,6 +222,7 @@ pub struct Port {
     shared: Arc<Shared>,
     mac: MacAddr,
     inbox: Arc<Inbox>,
+    lanes: Vec<Arc<Inbox>>,
     guest: Option<DomId>,
 }
 
@@ -203,9 +245,14 @@ impl Port {
         self.mac
     }
 
-    /// Frames for it.
+    /// Frames for it; of our own stack, those from the wire.
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
+    }
+
+    /// Of our own stack: frames of other stations.
+    pub fn lanes(&self) -> &[Arc<Inbox>] {
+        &self.lanes
     }
 
     /// A look-up for the task that serves it.
@@ -216,10 +263,15 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.inbox.set_open(false);
+        let inboxes = || iter::once(&self.inbox).chain(&self.lanes);
+        for inbox in inboxes() {
+            inbox.set_open(false);
+        }
         self.shared
             .change(|table| table.stations.retain(|station| station.mac != self.mac));
-        self.inbox.purge();
+        for inbox in inboxes() {
+            inbox.purge();
+        }
     }
 }
 
@@ -329,7 +381,7 @@ impl View {
             if source == Source::Station(to) {
                 return Verdict::Dropped;
             }
-            return match station.inbox.push(frame) {
+            return match station.inbox_for(source).push(frame) {
                 Ok(()) => Verdict::Forwarded(1),
                 Err(_) => Verdict::Dropped,
             };
@@ -365,7 +417,7 @@ impl View {
             .stations
             .iter()
             .filter(|station| source != Source::Station(station.mac))
-            .map(|station| &station.inbox)
+            .map(|station| station.inbox_for(source))
             .chain(
                 self.uplink()
                     .filter(|_| source != Source::Uplink)

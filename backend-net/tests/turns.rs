@@ -33,7 +33,7 @@ fn our_own_stack_looks_at_few_bad_frames_at_a_time() {
     let port = bed.switch.add_port(mac(1), Limits::LOCAL).expect("free");
     let inbox = port.inbox().clone();
     let mut local = LocalPort::new(port, VcpuId(0), bed.pool.clone());
-    for _ in 0..100 {
+    for _ in 0..60 {
         let frame = Frame::from_bytes(&bed.pool, &bad_udp(2, 1, 200)).expect("memory");
         assert!(inbox.push(frame).is_ok());
     }
@@ -44,8 +44,8 @@ fn our_own_stack_looks_at_few_bad_frames_at_a_time() {
         assert!(before - inbox.len() <= 8, "{before} to {}", inbox.len());
         calls += 1;
     }
-    assert!(calls > 10);
-    assert_eq!(local.dropped(), 100);
+    assert!(calls >= 8);
+    assert_eq!(local.losses().unusable, 60);
 }
 
 /// Long frames for a guest that takes none: they cost turns as others do, and nobody fills

@@ -8,7 +8,7 @@ mod common;
 
 use backend_net::headers::{PREFIX, Sum, parse};
 use backend_net::uplink::{Uplink, UplinkCounters, serve};
-use backend_net::{Limits, Stopper, stop_pair};
+use backend_net::{Limits, LocalPort, Stopper, stop_pair};
 use common::{Bed, LINUX, Tcp, checked_tcp, mac, pattern, raw, tcp};
 use hal::VcpuId;
 use hal::net::{Checksum, Frame, Layout, MAX_PARTS, MacAddr, NetQueue, Offloads};
@@ -397,4 +397,110 @@ fn headers_are_found_where_etherparse_put_them() {
             }
         }
     }
+}
+
+/// What one poll of our own stack takes in, a few times.
+fn poll_stack(bed: &Bed, local: &mut LocalPort, mut each: impl FnMut(Vec<u8>)) {
+    bed.run();
+    for _ in 0..64 {
+        if let Some(frame) = local.try_recv() {
+            each(frame);
+        }
+    }
+}
+
+/// One guest sends to the management address as fast as it can, the administrator now and
+/// then, through the NIC.
+#[test]
+fn a_guest_that_floods_our_own_stack_does_not_keep_the_wire_out() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut local = bed.local(9);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let mut arrived = 0;
+    for n in 0..200 {
+        // Between two polls the guest's own core sends a ring full.
+        for _ in 0..3 {
+            guest.front.collect_tx();
+            while guest.front.tx_free() > 1 {
+                let frame = raw(guest.mac, mac(9), &pattern(n, 46));
+                guest.front.send(&frame, &Sending::default());
+            }
+            bed.run();
+        }
+        let frame = raw(OUTSIDE, mac(9), &pattern(n, 46));
+        outside
+            .nic
+            .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+        poll_stack(&bed, &mut local, |frame| {
+            arrived += u32::from(frame[6..12] == OUTSIDE.0);
+        });
+    }
+    assert_eq!(arrived, 200);
+    assert!(local.losses().guests > 200, "{}", local.losses());
+    assert_eq!(local.losses().wire, 0);
+}
+
+/// Long frames that are to be cut into segments of 48 bytes: each is the work of more than a
+/// thousand frames.
+#[test]
+fn frames_that_become_thousands_cost_their_sender_only() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut local = bed.local(9);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let mut other = bed.guest(2, LINUX, 0);
+    let (mut sent, mut of_guest, mut of_other, mut of_wire) = (0, 0, 0, 0);
+    for n in 0..200 {
+        guest.front.collect_tx();
+        if guest.front.tx_free() > 20 {
+            let mut frame = tcp(guest.mac, mac(9), V4, &pattern(n, 64_000));
+            blank(&mut frame, false);
+            guest.front.send(&frame, &sending(false, Some(48)));
+            sent += 1;
+        }
+        other.front.collect_tx();
+        let frame = raw(other.mac, mac(9), &pattern(n, 46));
+        other.front.send(&frame, &Sending::default());
+        let frame = raw(OUTSIDE, mac(9), &pattern(n, 46));
+        outside
+            .nic
+            .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+        poll_stack(&bed, &mut local, |frame| {
+            of_wire += u32::from(frame[6..12] == OUTSIDE.0);
+            of_other += u32::from(frame[6..12] == other.mac.0);
+            of_guest += u32::from(frame[6..12] == guest.mac.0);
+        });
+    }
+    assert_eq!((of_wire, of_other), (200, 200));
+    // It is served all the same, and waits with one frame besides that being cut.
+    assert!(of_guest > 5000, "{of_guest} segments");
+    assert_eq!(
+        local.losses().guests,
+        sent - u64::from(of_guest).div_ceil(64_000 / 48 + 1) - 1
+    );
+}
+
+#[test]
+fn guests_take_turns_at_our_own_stack() {
+    let bed = Bed::new();
+    let mut local = bed.local(9);
+    let mut loud = bed.guest(1, LINUX, 0);
+    let mut quiet = bed.guest(2, LINUX, 0);
+    let mut arrived = 0;
+    for n in 0..50 {
+        loud.front.collect_tx();
+        while loud.front.tx_free() > 1 {
+            let frame = raw(loud.mac, mac(9), &pattern(n, 46));
+            loud.front.send(&frame, &Sending::default());
+        }
+        bed.run();
+        quiet.front.collect_tx();
+        let frame = raw(quiet.mac, mac(9), &pattern(n, 46));
+        quiet.front.send(&frame, &Sending::default());
+        poll_stack(&bed, &mut local, |frame| {
+            arrived += u32::from(frame[6..12] == quiet.mac.0);
+        });
+    }
+    assert_eq!(arrived, 50);
 }

@@ -495,5 +495,5 @@ fn our_own_stack_gets_whole_checksums_and_short_frames() {
     a.front.send(&damaged, &Sending::default());
     bed.run();
     assert_eq!(local.try_recv(), None);
-    assert_eq!(local.dropped(), 1);
+    assert_eq!(local.losses().unusable, 1);
 }

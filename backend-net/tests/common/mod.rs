@@ -116,7 +116,7 @@ impl Bed {
     }
 
     pub fn local(&self, n: u8) -> LocalPort {
-        let port = self.switch.add_port(mac(n), Limits::LOCAL).unwrap();
+        let port = self.switch.add_local_port(mac(n)).unwrap();
         LocalPort::new(port, VcpuId(0), self.pool.clone())
     }
 

@@ -167,7 +167,7 @@ impl Network {
 
     /// The place of our own stack, on the running vCPU, with the NIC's address.
     pub fn local_port(&self) -> Result<LocalPort, SwitchError> {
-        let port = self.switch.add_port(self.nic.mac(), Limits::LOCAL)?;
+        let port = self.switch.add_local_port(self.nic.mac())?;
         self.set_filters();
         Ok(LocalPort::new(port, exec::current(), pool(&self.topology)))
     }

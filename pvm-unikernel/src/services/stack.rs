@@ -1,7 +1,8 @@
 //! The management network: TCP on the pVM's own switch port.
 //!
-//! One task polls smoltcp; sockets wake their users through smoltcp's wakers. Not on
-//! any guest's path: guests' frames never come here.
+//! One task polls smoltcp; sockets wake their users through smoltcp's wakers. On no
+//! guest's path: of guests' frames only those for the management address come here, and
+//! `LocalPort` gives what comes from the wire its turn whatever they send.
 
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
