@@ -258,7 +258,8 @@ impl Inbox {
         }
     }
 
-    fn has_room(&self) -> bool {
+    /// Whether a frame would probably be taken.
+    pub fn has_room(&self) -> bool {
         self.closed.load(Ordering::Acquire)
             || (self.queue.len() < self.limits.frames
                 && self.pages.load(Ordering::Acquire) + hal::net::MAX_PARTS <= self.limits.pages)

@@ -327,7 +327,8 @@ pub enum Verdict {
     Dropped,
     /// Sent with an address that is not the sender's: dropped.
     Spoofed,
-    /// The uplink is full: wait for room in this inbox, then try again with the frame.
+    /// The uplink is full: wait for room in this inbox, though not for long, then try again
+    /// with the frame.
     Busy(Frame, Arc<Inbox>),
 }
 

@@ -6,7 +6,7 @@ use crate::switch::{Source, UplinkPort, Verdict, View};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::future::poll_fn;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 use hal::net::{Checksum, Frame, NetQueue, Offloads, PacketPool};
 use hal::{Timer, yield_now};
@@ -18,21 +18,24 @@ const MEMORY_NS: u64 = 100_000_000;
 /// The shortest frame of a wire, without FCS.
 const MIN_WIRE: usize = 60;
 
-/// What one NIC queue moved.
-#[derive(Debug, Default)]
-pub struct UplinkCounters {
+hal::counters! {
     /// Frames sent.
-    pub tx_frames: AtomicU64,
+    tx_frames,
     /// Bytes of them.
-    pub tx_bytes: AtomicU64,
+    tx_bytes,
     /// Frames too long for the wire, or without memory to cut them.
-    pub tx_dropped: AtomicU64,
+    tx_dropped,
+    /// Frames dropped because there is no link.
+    tx_no_link,
+    /// Times that there was no room for one more frame to send: its sender waits a while
+    /// then, or drops it.
+    tx_refused,
     /// Frames received.
-    pub rx_frames: AtomicU64,
+    rx_frames,
     /// Bytes of them.
-    pub rx_bytes: AtomicU64,
+    rx_bytes,
     /// Received frames that nobody took.
-    pub rx_dropped: AtomicU64,
+    rx_dropped,
 }
 
 /// A NIC queue and all that its task needs.
@@ -50,7 +53,7 @@ pub struct Uplink<T> {
     /// The clock of this vCPU.
     pub timer: T,
     /// What it moved.
-    pub counters: Arc<UplinkCounters>,
+    pub counters: Arc<Counters>,
 }
 
 impl<T> core::fmt::Debug for Uplink<T> {
@@ -129,6 +132,11 @@ impl<T: Timer> Uplink<T> {
 
     fn send(&mut self, out: &mut Outgoing) -> bool {
         self.queue.reclaim();
+        let refused = self.port.inbox().refused();
+        self.counters.tx_refused.store(refused, Ordering::Relaxed);
+        if !self.queue.has_carrier() {
+            return self.drop_outgoing(out);
+        }
         let mut count = 0;
         while count < BUDGET && self.queue.has_room() {
             let Some(frame) = self.next_frame(out) else {
@@ -147,6 +155,18 @@ impl<T: Timer> Uplink<T> {
             self.queue.kick();
             self.queue.reclaim();
         }
+        count > 0
+    }
+
+    /// Drops what is to be sent while there is no link, as any system does: who waited for
+    /// one would hold up what is for others.
+    fn drop_outgoing(&self, out: &mut Outgoing) -> bool {
+        let mut count = usize::from(out.next.take().is_some());
+        count += usize::from(out.cutting.take().is_some());
+        while count < BUDGET && self.port.inbox().pop().is_some() {
+            count += 1;
+        }
+        hal::counters::add(&self.counters.tx_no_link, count as u64);
         count > 0
     }
 
@@ -206,9 +226,9 @@ impl<T: Timer> Uplink<T> {
         None
     }
 
-    /// Whether there is something to send and room for it.
+    /// Whether there is something to send, and room for it or no link.
     fn poll_send(&self, out: &Outgoing, cx: &mut Context<'_>) -> bool {
-        if !self.queue.has_room() {
+        if self.queue.has_carrier() && !self.queue.has_room() {
             // `poll_work` is ready once a frame has gone.
             return false;
         }

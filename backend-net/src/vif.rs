@@ -162,7 +162,10 @@ impl<G: Grants, E: Events, T: Timer> Task<G, E, T> {
         loop {
             add(&counters.polls, 1);
             view.refresh();
-            let mut busy = tx.step(grants, &view, pool, counters, || events.notify_tx())?;
+            let now_ns = timer.now_ns();
+            let mut busy = tx.step(grants, &view, pool, now_ns, counters, || {
+                events.notify_tx();
+            })?;
             busy |= rx.step(grants, inbox, pool, counters, || events.notify_rx())?;
             if busy || !slept {
                 // Others on this vCPU have their turn, whatever made us ready.
@@ -178,11 +181,16 @@ impl<G: Grants, E: Events, T: Timer> Task<G, E, T> {
                 events.poll(cx);
                 let ready = tx
                     .poll(pool, cx)
-                    .and_then(|tx| Ok(tx | rx.poll(inbox, timer, counters, cx)?));
+                    .and_then(|tx| Ok(tx | rx.poll(inbox, timer.now_ns(), counters, cx)?));
                 match ready {
                     Ok(true) => return Poll::Ready(Ok(false)),
                     Ok(false) => {}
                     Err(fatal) => return Poll::Ready(Err(fatal)),
+                }
+                // A task has one alarm.
+                let deadline = tx.deadline().into_iter().chain(rx.deadline()).min();
+                if deadline.is_some_and(|at| timer.poll_deadline(at, cx).is_ready()) {
+                    return Poll::Ready(Ok(false));
                 }
                 // The first look took an event without leaving a waker behind; this one
                 // leaves it, or finds the next event.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use backend_net::uplink::{Uplink, UplinkCounters, serve};
+use backend_net::uplink::{Counters, Uplink, serve};
 use backend_net::{Limits, stop_pair};
 use common::{Bed, LINUX, POOL, Tcp, pattern, raw, tcp};
 use hal::VcpuId;
@@ -196,6 +196,9 @@ struct IdleNic {
 const RING: usize = 128;
 
 impl NetQueue for IdleNic {
+    fn has_carrier(&self) -> bool {
+        true
+    }
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
         Err(frame)
     }
@@ -249,7 +252,7 @@ fn a_nic_queue_waits_for_memory_and_gets_it() {
             .expect("there is none yet"),
         pool: bed.pool.clone(),
         timer: bed.executor.timer(),
-        counters: Arc::new(UplinkCounters::default()),
+        counters: Arc::new(Counters::default()),
     };
     let (_stopper, stop) = stop_pair();
     drop(bed.executor.spawn(serve(uplink, stop)));

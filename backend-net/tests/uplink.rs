@@ -7,9 +7,9 @@
 mod common;
 
 use backend_net::headers::{PREFIX, Sum, parse};
-use backend_net::uplink::{Uplink, UplinkCounters, serve};
+use backend_net::uplink::{Counters, Uplink, serve};
 use backend_net::{Limits, LocalPort, Stopper, stop_pair};
-use common::{Bed, LINUX, Tcp, checked_tcp, mac, pattern, raw, tcp};
+use common::{Bed, Guest, LINUX, Tcp, checked_tcp, mac, pattern, raw, tcp};
 use hal::VcpuId;
 use hal::net::{Checksum, Frame, Layout, MAX_PARTS, MacAddr, NetQueue, Offloads};
 use std::cell::RefCell;
@@ -35,6 +35,7 @@ const ALL: Offloads = Offloads {
 /// The wire end of a fake NIC.
 #[derive(Default)]
 struct Wire {
+    unplugged: bool,
     room: usize,
     ring: Vec<Frame>,
     sent: Vec<Sent>,
@@ -79,6 +80,15 @@ impl Nic {
         }
     }
 
+    /// Pulls the cable, or plugs it in.
+    fn plug(&self, plugged: bool) {
+        let mut wire = self.0.borrow_mut();
+        wire.unplugged = !plugged;
+        if let Some(waker) = wire.waker.take() {
+            waker.wake();
+        }
+    }
+
     fn take_sent(&self) -> Vec<Sent> {
         self.drain();
         std::mem::take(&mut self.0.borrow_mut().sent)
@@ -86,10 +96,14 @@ impl Nic {
 }
 
 impl NetQueue for Nic {
+    fn has_carrier(&self) -> bool {
+        !self.0.borrow().unplugged
+    }
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
         assert!(self.1.can_send(&frame), "more than the NIC can do");
         assert!(frame.len() >= 60, "shorter than a wire takes");
         let mut wire = self.0.borrow_mut();
+        assert!(!wire.unplugged, "the device would keep it");
         if wire.room == 0 {
             return Err(frame);
         }
@@ -99,7 +113,12 @@ impl NetQueue for Nic {
     }
     fn kick(&mut self) {}
     fn reclaim(&mut self) -> usize {
-        self.0.borrow().ring.len()
+        let mut wire = self.0.borrow_mut();
+        if wire.unplugged {
+            wire.room += wire.ring.len();
+            wire.ring.clear();
+        }
+        wire.ring.len()
     }
     fn has_room(&self) -> bool {
         self.0.borrow().room > 0
@@ -123,7 +142,7 @@ impl NetQueue for Nic {
 
 struct Outside {
     nic: Nic,
-    counters: Arc<UplinkCounters>,
+    counters: Arc<Counters>,
     _stopper: Stopper,
 }
 
@@ -135,7 +154,7 @@ fn attach(bed: &Bed, offloads: Offloads, room: usize) -> Outside {
         })),
         offloads,
     );
-    let counters = Arc::new(UplinkCounters::default());
+    let counters = Arc::new(Counters::default());
     let uplink = Uplink {
         queue: Box::new(nic.clone()),
         offloads,
@@ -503,4 +522,91 @@ fn guests_take_turns_at_our_own_stack() {
         });
     }
     assert_eq!(arrived, 50);
+}
+
+/// Fills what there is between a guest and a NIC that sends nothing.
+fn send_in_vain(bed: &Bed, guest: &mut Guest) {
+    for n in 0..1000 {
+        guest.front.collect_tx();
+        if guest.front.tx_free() < 6 {
+            return;
+        }
+        let frame = raw(guest.mac, OUTSIDE, &pattern(n, 60));
+        guest.front.send(&frame, &Sending::default());
+        bed.run();
+    }
+}
+
+#[test]
+fn without_a_link_guests_and_our_own_stack_reach_each_other_and_nothing_waits() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 4);
+    let mut local = bed.local(9);
+    let mut a = bed.guest(1, LINUX, 0);
+    let mut b = bed.guest(2, LINUX, 0);
+    b.front.post_rx(64);
+    send_in_vain(&bed, &mut a);
+    assert!(a.front.tx_free() < 6);
+    outside.nic.plug(false);
+    bed.run();
+    a.front.collect_tx();
+    for n in 0..10 {
+        for to in [OUTSIDE, b.mac, mac(9)] {
+            let frame = raw(a.mac, to, &pattern(n, 1000));
+            a.front.send(&frame, &Sending::default());
+        }
+        bed.run();
+        a.front.collect_tx();
+        assert!(local.try_recv().is_some());
+    }
+    assert_eq!(b.front.recv().len(), 10);
+    assert_eq!(a.front.tx_unanswered(), 0);
+    bed.assert_no_memory_held();
+    let lost = outside.counters.tx_no_link.load(Ordering::Relaxed);
+    assert!(lost > 250, "{lost} frames counted");
+
+    outside.nic.take_sent();
+    outside.nic.plug(true);
+    let frame = raw(a.mac, OUTSIDE, &pattern(7, 1000));
+    a.front.send(&frame, &Sending::default());
+    bed.run();
+    let sent = outside.nic.take_sent();
+    assert_eq!(sent.len(), 1, "only what was sent with a link");
+    assert_eq!(sent[0].bytes, frame);
+}
+
+/// A NIC that says it has a link.
+#[test]
+fn a_nic_that_sends_nothing_does_not_hold_up_frames_for_guests() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 4);
+    let mut a = bed.guest(1, LINUX, 0);
+    let mut b = bed.guest(2, LINUX, 0);
+    b.front.post_rx(64);
+    send_in_vain(&bed, &mut a);
+    let mut both = |seed| {
+        for to in [OUTSIDE, b.mac] {
+            let frame = raw(a.mac, to, &pattern(seed, 1000));
+            a.front.send(&frame, &Sending::default());
+        }
+        bed.run();
+        a.front.collect_tx();
+        b.front.recv().len()
+    };
+    assert_eq!(both(1), 0, "it may still take what waits");
+    bed.executor.timer().advance(1_000_000_000);
+    assert_eq!(both(2), 2);
+    for n in 0..10 {
+        assert_eq!(both(n), 1, "nobody waits again");
+    }
+    // It goes on, and what it takes is waited for again.
+    for _ in 0..100 {
+        outside.nic.take_sent();
+        bed.run();
+    }
+    assert_eq!(both(11), 1);
+    assert_eq!(outside.nic.take_sent().len(), 1);
+    // What it had not taken was dropped, and counted.
+    let dropped = a.counters.snapshot().tx_dropped;
+    assert!(dropped > 250, "{dropped} frames counted");
 }

@@ -11,7 +11,6 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::num::NonZeroU16;
 use core::task::Context;
-use hal::Timer;
 use hal::net::{Checksum, Frame, IpVersion, PacketPool};
 use xen_abi::io::netif::{
     ExtraInfo, RxRequest, RxResponse, RxSlot, extra_type, gso_type, rsp, rxf,
@@ -403,12 +402,17 @@ impl Rx {
         }
     }
 
+    /// When [`Self::poll`] will do something, whatever happens.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.starved_until.filter(|_| self.next.is_some())
+    }
+
     /// Whether [`Self::step`] would do something; registers wakers for what it waits for
-    /// if not. Frames that have waited too long for the guest's buffers are dropped here.
+    /// if not, but for [`Self::deadline`]. Frames that have waited too long for the guest's buffers are dropped here.
     pub(super) fn poll(
         &mut self,
         inbox: &Inbox,
-        timer: &impl Timer,
+        now_ns: u64,
         counters: &Counters,
         cx: &mut Context<'_>,
     ) -> Result<bool, Fatal> {
@@ -426,20 +430,14 @@ impl Rx {
                 self.starved_until = None;
                 return Ok(true);
             }
-            return Ok(self.wait_for_buffers(inbox, timer, counters, cx));
+            return Ok(self.wait_for_buffers(inbox, now_ns, counters));
         }
         let ready = self.cutting.is_some() || !self.brought_home.is_empty();
         Ok(ready || inbox.poll_readable(cx).is_ready())
     }
 
     /// The guest has no buffers for the next frame: it has this long to post some.
-    fn wait_for_buffers(
-        &mut self,
-        inbox: &Inbox,
-        timer: &impl Timer,
-        counters: &Counters,
-        cx: &mut Context<'_>,
-    ) -> bool {
+    fn wait_for_buffers(&mut self, inbox: &Inbox, now_ns: u64, counters: &Counters) -> bool {
         let patience = if self.features.rx_notify {
             STALL_NS
         } else {
@@ -447,8 +445,8 @@ impl Rx {
         };
         let until = *self
             .starved_until
-            .get_or_insert_with(|| timer.now_ns().saturating_add(patience));
-        if timer.poll_deadline(until, cx).is_pending() {
+            .get_or_insert_with(|| now_ns.saturating_add(patience));
+        if now_ns < until {
             return false;
         }
         self.starved_until = None;

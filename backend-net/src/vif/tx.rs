@@ -29,6 +29,10 @@ const MAX_BUFFERS: usize = MAX_TX_SIZE.div_ceil(BUFFER_SIZE);
 /// second copy costs less than finding out who they are for.
 const DIRECT_FROM: usize = 2 * BUFFER_SIZE;
 
+/// How long frames wait for room at the uplink, in ns. One that moves has room in a few
+/// milliseconds; behind one that does not, frames for others must not wait for ever.
+const UPLINK_NS: u64 = 1_000_000_000;
+
 /// One frame of a batch, until its responses.
 struct Taken {
     request: Request,
@@ -57,6 +61,16 @@ enum Waiting {
     Guest(Box<Direct>, Arc<Inbox>),
 }
 
+/// Whether the uplink takes frames.
+enum Uplink {
+    /// As far as known.
+    Taking,
+    /// The first waiting frame waits for room there, until then.
+    Full(Arc<Inbox>, u64),
+    /// One has waited in vain: those that find no room are dropped, until there is some.
+    Stuck(Arc<Inbox>),
+}
+
 pub(super) struct Tx {
     ring: BackRing<TxSlot, TxResponse>,
     mac: MacAddr,
@@ -65,8 +79,7 @@ pub(super) struct Tx {
     /// Frames that the switch has not taken yet, in order. No further slot is taken
     /// meanwhile.
     waiting: VecDeque<Waiting>,
-    /// Whose room they wait for.
-    blocked_on: Option<Arc<Inbox>>,
+    uplink: Uplink,
     short_of_memory: bool,
     ops: Vec<CopyOp>,
     /// Frames that other guests' tasks are done with.
@@ -88,7 +101,7 @@ impl Tx {
             mac,
             guest,
             waiting: VecDeque::new(),
-            blocked_on: None,
+            uplink: Uplink::Taking,
             short_of_memory: false,
             ops: Vec::new(),
             completions: Arc::new(Completions::new(slots)),
@@ -103,6 +116,7 @@ impl Tx {
         grants: &impl Grants,
         view: &View,
         pool: &PacketPool,
+        now_ns: u64,
         counters: &Counters,
         notify: impl FnOnce(),
     ) -> Result<bool, Fatal> {
@@ -126,7 +140,7 @@ impl Tx {
             add(&counters.notifies, 1);
             notify();
         }
-        busy |= self.forward(view, pool, counters);
+        busy |= self.forward(view, pool, now_ns, counters);
         fatal.map_or(Ok(busy), Err)
     }
 
@@ -315,8 +329,16 @@ impl Tx {
     }
 
     /// Gives the switch what it takes; whether it took any.
-    fn forward(&mut self, view: &View, pool: &PacketPool, counters: &Counters) -> bool {
-        self.blocked_on = None;
+    fn forward(
+        &mut self,
+        view: &View,
+        pool: &PacketPool,
+        now_ns: u64,
+        counters: &Counters,
+    ) -> bool {
+        if matches!(&self.uplink, Uplink::Stuck(inbox) if inbox.has_room()) {
+            self.uplink = Uplink::Taking;
+        }
         let mut any = false;
         while let Some(waiting) = self.waiting.pop_front() {
             any = true;
@@ -329,16 +351,33 @@ impl Tx {
                     continue;
                 }
             };
-            match view.forward(Source::Station(self.mac), frame, pool) {
-                Verdict::Forwarded(_) => {}
-                Verdict::Dropped => add(&counters.tx_dropped, 1),
-                Verdict::Spoofed => add(&counters.tx_spoofed, 1),
-                Verdict::Busy(frame, inbox) => {
-                    self.waiting.push_front(Waiting::Any(frame));
-                    self.blocked_on = Some(inbox);
-                    break;
+            let (frame, inbox) = match view.forward(Source::Station(self.mac), frame, pool) {
+                Verdict::Busy(frame, inbox) => (frame, inbox),
+                done => {
+                    match done {
+                        Verdict::Dropped => add(&counters.tx_dropped, 1),
+                        Verdict::Spoofed => add(&counters.tx_spoofed, 1),
+                        _ => {}
+                    }
+                    if let Uplink::Full(..) = self.uplink {
+                        // It was the one that waited.
+                        self.uplink = Uplink::Taking;
+                    }
+                    continue;
                 }
+            };
+            let until = match &self.uplink {
+                Uplink::Taking => now_ns.saturating_add(UPLINK_NS),
+                Uplink::Full(_, until) => *until,
+                Uplink::Stuck(_) => now_ns,
+            };
+            if until > now_ns {
+                self.waiting.push_front(Waiting::Any(frame));
+                self.uplink = Uplink::Full(inbox, until);
+                break;
             }
+            add(&counters.tx_dropped, 1);
+            self.uplink = Uplink::Stuck(inbox);
         }
         any
     }
@@ -369,16 +408,24 @@ impl Tx {
         }
     }
 
+    /// When [`Self::step`] will do something, whatever happens.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        match &self.uplink {
+            Uplink::Full(_, until) if !self.waiting.is_empty() => Some(*until),
+            _ => None,
+        }
+    }
+
     /// Whether [`Self::step`] would do something; registers wakers for what it waits for
-    /// if not.
+    /// if not, but for [`Self::deadline`].
     pub(super) fn poll(&mut self, pool: &PacketPool, cx: &mut Context<'_>) -> Result<bool, Fatal> {
         if self.outstanding > 0 && self.completions.poll(cx).is_ready() {
             return Ok(true);
         }
         if !self.waiting.is_empty() {
-            return Ok(match &self.blocked_on {
-                Some(inbox) => inbox.poll_room(cx).is_ready(),
-                None => true,
+            return Ok(match &self.uplink {
+                Uplink::Full(inbox, _) => inbox.poll_room(cx).is_ready(),
+                _ => true,
             });
         }
         if self.short_of_memory {

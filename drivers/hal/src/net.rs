@@ -92,6 +92,8 @@ pub struct Statistics {
     pub tx_frames: u64,
     /// Bytes of them.
     pub tx_bytes: u64,
+    /// Frames taken back from a ring, for want of a link.
+    pub tx_unsent: u64,
 }
 
 /// The part of a NIC that is not a queue. Callable from any vCPU.
@@ -134,12 +136,16 @@ pub trait NetDevice: Send + Sync {
 /// The pages of sent frames and of posted receive buffers belong to the ring until
 /// the device is done with them.
 pub trait NetQueue {
+    /// Whether there is a link, as [`NetDevice::service_link`] last saw it. Without one a
+    /// device sends nothing and keeps what is in its ring, so nothing is to be put there.
+    fn has_carrier(&self) -> bool;
     /// Puts a frame into the transmit ring, for the next [`Self::kick`]. A frame the
     /// ring has no room for comes back; one that [`Offloads::can_send`] refuses, too.
     fn send(&mut self, frame: Frame) -> Result<(), Frame>;
     /// Tells the device about the frames put into the ring.
     fn kick(&mut self);
-    /// Gives back what the device has sent; the number of frames still in the ring.
+    /// Gives back what the device has sent and, without a link, what it will not send; the
+    /// number of frames still in the ring.
     fn reclaim(&mut self) -> usize;
     /// Whether a frame of [`MAX_PARTS`] parts would fit now.
     fn has_room(&self) -> bool;
@@ -148,8 +154,8 @@ pub trait NetQueue {
     /// Posts fresh receive buffers from the queue's pool in place of received ones; to
     /// be called after a batch of [`Self::recv`]. The number still missing.
     fn refill(&mut self) -> usize;
-    /// Ready when something may have happened since the last call: a frame came, or,
-    /// while frames wait in the transmit ring, one of them went. Registers the waker
+    /// Ready when something may have happened since the last call: a frame came, the link
+    /// changed, or, while frames wait in the transmit ring, one of them went. Registers the waker
     /// otherwise. Looks at the rings last, so nothing is slept through.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }

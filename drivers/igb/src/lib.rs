@@ -23,6 +23,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hal::net::{Filtering, Link, MacAddr, NetDevice, NetQueue, Offloads, PacketPool, Statistics};
 use hal::timer::sleep;
 use hal::{DmaAllocator, Interrupt, Mmio, Node, PciFunction, Timer, VcpuId};
@@ -112,6 +113,8 @@ pub struct Config {
 struct Shared {
     regs: Mmio,
     counted: Sums,
+    /// There is a link, or nobody has looked yet.
+    carrier: AtomicBool,
     /// Held for the few registers that several queues have in common.
     common: Mutex<()>,
 }
@@ -191,6 +194,7 @@ impl Igb {
             shared: Arc::new(Shared {
                 regs,
                 counted: Sums::default(),
+                carrier: AtomicBool::new(true),
                 common: Mutex::new(()),
             }),
             mac,
@@ -270,12 +274,6 @@ impl Igb {
             reg::RCTL,
             reg::RCTL_EN | reg::RCTL_MPE | reg::RCTL_LPE | reg::RCTL_BAM | reg::RCTL_SECRC,
         );
-    }
-
-    /// Raises the vector of a queue, or the link's (0), as the device would: a test of
-    /// the way interrupts take, without a peer.
-    pub fn raise_vector(&self, vector: u16) {
-        self.shared.regs.write32(reg::EICS, 1 << vector);
     }
 }
 
@@ -401,7 +399,13 @@ impl NetDevice for Igb {
         regs.write32(reg::IMS, reg::ICR_LSC);
         regs.write32(reg::EIMS, 1);
         let status = regs.read32(reg::STATUS);
-        if status & reg::STATUS_LU == 0 {
+        let up = status & reg::STATUS_LU != 0;
+        if self.shared.carrier.swap(up, Ordering::AcqRel) != up {
+            // The queues' tasks see to their rings, each on its own vCPU.
+            let queues = (0..self.vcpus.len()).map(|n| 1 << Shared::queue_vector(n));
+            regs.write32(reg::EICS, queues.sum());
+        }
+        if !up {
             return Link::Down;
         }
         Link::Up {

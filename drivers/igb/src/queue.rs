@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 use hal::net::{
     Checksum, Frame, FramePart, IpVersion, MAX_PARTS, NetQueue, Offloads, PacketBuffer, PacketPool,
@@ -73,6 +74,8 @@ pub struct Queue {
     /// The context that the device has now.
     context: Option<[u32; 4]>,
     tx_armed: bool,
+    /// The transmit queue was told to stop and has not yet: nothing is put into its ring.
+    tx_stopping: bool,
 }
 
 impl Queue {
@@ -101,6 +104,7 @@ impl Queue {
             tx_used: 0,
             context: None,
             tx_armed: false,
+            tx_stopping: false,
         };
         queue.program();
         queue.refill();
@@ -126,7 +130,17 @@ impl Queue {
         // Head and tail may be moved by enabling: the tail is written afterwards.
         regs.write32(at + rx::RXDCTL, rx::RXDCTL_VALUE);
 
+        self.program_tx();
+        self.shared
+            .set_vectors(self.number, Shared::queue_vector(self.number), false);
+        let vector = 1 << Shared::queue_vector(self.number);
+        regs.write32(reg::EIMS, vector);
+    }
+
+    fn program_tx(&self) {
+        let regs = self.regs();
         let at = tx::base(self.number);
+        let bytes = u32::try_from(RING * descriptor::SIZE).expect("a page");
         let [low, high] = descriptor::halves(self.tx_ring.bus_addr());
         regs.write32(at + tx::TXDCTL, 0);
         regs.write32(at + tx::TDBAL, low);
@@ -135,11 +149,31 @@ impl Queue {
         regs.write32(at + tx::TDH, 0);
         regs.write32(at + tx::TDT, 0);
         regs.write32(at + tx::TXDCTL, tx::TXDCTL_VALUE);
+    }
 
-        self.shared
-            .set_vectors(self.number, Shared::queue_vector(self.number), false);
-        let vector = 1 << Shared::queue_vector(self.number);
-        regs.write32(reg::EIMS, vector);
+    /// Takes back what is in the transmit ring, unsent, and starts it anew. A queue that does
+    /// not stop at once keeps its frames until it has.
+    fn flush_tx(&mut self) {
+        let txdctl = tx::base(self.number) + tx::TXDCTL;
+        self.regs().write32(txdctl, 0);
+        let looks = if self.tx_stopping { 1 } else { self.patience };
+        let stopped = (0..looks).any(|_| self.regs().read32(txdctl) & tx::ENABLE == 0);
+        if !stopped {
+            if !self.tx_stopping {
+                log::error!(
+                    "igb: transmit queue {} does not stop; it sends nothing until it has",
+                    self.number
+                );
+            }
+            self.tx_stopping = true;
+            return;
+        }
+        let unsent = self.in_flight.len() as u64;
+        self.shared.counted.add(Counted::TxUnsent, unsent);
+        self.in_flight.clear();
+        (self.tx_tail, self.tx_used, self.context) = (0, 0, None);
+        self.tx_stopping = false;
+        self.program_tx();
     }
 
     fn rx_done(&self) -> Option<RxDone> {
@@ -199,6 +233,10 @@ impl Queue {
 }
 
 impl NetQueue for Queue {
+    fn has_carrier(&self) -> bool {
+        self.shared.carrier.load(Ordering::Acquire)
+    }
+
     fn send(&mut self, frame: Frame) -> Result<(), Frame> {
         if !self.has_room() || !Shared::OFFLOADS.can_send(&frame) || frame.is_empty() {
             return Err(frame);
@@ -250,6 +288,11 @@ impl NetQueue for Queue {
                 drop(frame.parts);
             }
         }
+        // Without a link the device sends nothing of it and asks for no more of it (Linux
+        // resets it then); with one again, it would send what nobody waits for.
+        if self.tx_stopping || !self.in_flight.is_empty() && !self.has_carrier() {
+            self.flush_tx();
+        }
         if self.in_flight.is_empty() && self.tx_armed {
             self.tx_armed = false;
             self.shared
@@ -260,7 +303,7 @@ impl NetQueue for Queue {
 
     fn has_room(&self) -> bool {
         // One descriptor always stays free: a full ring would look empty.
-        self.tx_used + TX_MOST < RING
+        !self.tx_stopping && self.tx_used + TX_MOST < RING
     }
 
     fn recv(&mut self) -> Option<Frame> {

@@ -92,6 +92,7 @@ pub const GPIE_EIAME: u32 = 1 << 30;
 pub const GPIE_PBA: u32 = 1 << 31;
 
 /// Extended interrupt cause set, mask set, mask clear, auto clear: 8.8.2 to 8.8.5. Bit `n` is MSI-X vector `n`.
+/// A bit written here raises its vector.
 pub const EICS: usize = 0x1520;
 /// Mask set.
 pub const EIMS: usize = 0x1524;
@@ -240,6 +241,7 @@ pub mod tx {
     pub const TXDCTL: usize = 0x28;
     /// Prefetch below 8, from 1 on; enable.
     pub const TXDCTL_VALUE: u32 = 8 | 1 << 8 | ENABLE;
-    /// Queue enable.
+    /// Queue enable. Setting it starts the queue anew; cleared, it reads as 0 once the queue
+    /// has stopped all it was doing.
     pub const ENABLE: u32 = 1 << 25;
 }

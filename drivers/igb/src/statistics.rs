@@ -16,11 +16,13 @@ pub enum Counted {
     TxBytes,
     /// Frames the driver could make nothing of.
     RxBad,
+    /// Frames taken back from a transmit ring.
+    TxUnsent,
 }
 
 /// Sums since the start; updated from any vCPU.
 #[derive(Debug, Default)]
-pub struct Sums([AtomicU64; 7]);
+pub struct Sums([AtomicU64; 8]);
 
 impl Sums {
     pub fn add(&self, which: Counted, n: u64) {
@@ -52,6 +54,7 @@ impl Sums {
             rx_errors: self.get(Counted::RxErrors) + self.get(Counted::RxBad),
             tx_frames: self.get(Counted::TxFrames),
             tx_bytes: self.get(Counted::TxBytes),
+            tx_unsent: self.get(Counted::TxUnsent),
         }
     }
 }

@@ -559,6 +559,100 @@ fn a_queue_that_does_not_stop_keeps_what_the_device_may_use() {
     assert!(bed.device.receive(0, &bytes(2, 100), 0));
 }
 
+/// Puts frames of 100 bytes into a transmit ring, each with a checksum to be filled in.
+fn send_some(queue: &mut dyn NetQueue, pool: &PacketPool, count: usize) {
+    for n in 0..count {
+        let mut frame = Frame::from_bytes(pool, &bytes(n, 100)).unwrap();
+        frame.checksum = Checksum::Partial(Layout {
+            l2_len: 14,
+            l3_len: 20,
+            l4_len: 8,
+            ip: IpVersion::V4,
+            l4: L4::Udp,
+        });
+        queue.send(frame).unwrap();
+    }
+    queue.kick();
+}
+
+#[test]
+fn a_lost_link_gives_back_what_was_to_be_sent_and_the_queue_goes_on_with_the_next() {
+    let bed = bed(2);
+    let pool = bed.pool(400);
+    let (mut queue, line) = bed.queue(1, &pool);
+    let idle = pool.available();
+    let regs = bed.device.regs;
+    let mut cx = Context::from_waker(Waker::noop());
+    regs.write32(reg::STATUS, reg::STATUS_LU);
+    bed.igb.service_link();
+    send_some(&mut *queue, &pool, 3);
+    assert_eq!(bed.device.transmit(1).len(), 3);
+    send_some(&mut *queue, &pool, 40);
+    assert!(queue.poll_work(&mut cx).is_pending());
+    assert_eq!(pool.available(), idle - 40);
+
+    regs.write32(reg::STATUS, 0);
+    assert_eq!(bed.igb.service_link(), Link::Down);
+    assert!(!queue.has_carrier());
+    // Each queue's vector is raised, and the link's not.
+    assert_eq!(regs.read32(reg::EICS), 0b110);
+    line.raise();
+    assert!(queue.poll_work(&mut cx).is_ready());
+    assert_eq!(queue.reclaim(), 0);
+    assert_eq!(pool.available(), idle);
+    assert_eq!(bed.igb.statistics().tx_unsent, 40);
+    // The device has a ring with nothing in it.
+    assert!(bed.device.transmit(1).is_empty());
+
+    regs.write32(reg::EICS, 0);
+    regs.write32(reg::STATUS, reg::STATUS_LU);
+    bed.igb.service_link();
+    assert_eq!(regs.read32(reg::EICS), 0b110);
+    assert!(queue.has_carrier());
+    *bed.device.context.borrow_mut() = [0; 4];
+    for n in 0..300 {
+        send_some(&mut *queue, &pool, 1);
+        let sent = bed.device.transmit(1);
+        assert_eq!(sent[0].bytes, bytes(0, 100));
+        if n == 0 {
+            assert_ne!(sent[0].context, [0; 4], "a fresh queue knows no context");
+        }
+        assert_eq!(queue.reclaim(), 0);
+    }
+    // Nothing changed: nobody is woken.
+    regs.write32(reg::EICS, 0);
+    bed.igb.service_link();
+    assert_eq!(regs.read32(reg::EICS), 0);
+}
+
+#[test]
+fn a_transmit_queue_that_does_not_stop_keeps_its_frames_until_it_has() {
+    let bed = bed(1);
+    let pool = bed.pool(400);
+    let seat = bed.igb.seats.lock()[0].take().unwrap();
+    let (shared, line) = (bed.igb.shared.clone(), Box::new(Line::default()));
+    let mut queue = Queue::start(shared, 0, seat, line, pool.clone());
+    let idle = pool.available();
+    send_some(&mut queue, &pool, 5);
+    bed.igb.service_link();
+    // As in the test above.
+    let patience = core::mem::replace(&mut queue.patience, 0);
+    let txdctl = reg::tx::base(0) + reg::tx::TXDCTL;
+    assert_eq!(queue.reclaim(), 5);
+    assert_eq!(pool.available(), idle - 5);
+    // Not even a link changes that.
+    bed.device.regs.write32(reg::STATUS, reg::STATUS_LU);
+    bed.igb.service_link();
+    assert!(!queue.has_room());
+    queue.patience = patience;
+    assert_eq!(bed.device.regs.read32(txdctl), 0);
+    assert_eq!(queue.reclaim(), 0);
+    assert_eq!(pool.available(), idle);
+    assert!(queue.has_room());
+    send_some(&mut queue, &pool, 1);
+    assert_eq!(bed.device.transmit(0).len(), 1);
+}
+
 #[test]
 fn more_addresses_than_filters_make_it_promiscuous_and_back() {
     let bed = bed(1);

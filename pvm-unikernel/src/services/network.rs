@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::cell::OnceCell;
 
 use backend_net::switch::SwitchError;
-use backend_net::uplink::{self, Uplink, UplinkCounters};
+use backend_net::uplink::{self, Uplink};
 use backend_net::{Limits, LocalPort, Port, Stopper, Switch, stop_pair};
 use driver_igb::Igb;
 use driver_pci::Function;
@@ -139,7 +139,7 @@ impl Network {
                     port,
                     pool,
                     timer: VcpuTimer::default(),
-                    counters: Arc::new(UplinkCounters::default()),
+                    counters: Arc::new(uplink::Counters::default()),
                 };
                 uplink::serve(uplink, stop).await;
             });

@@ -44,6 +44,9 @@ const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs
 const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(10);
 /// How long the start waits for an address.
 const ADDRESS_TIME_NS: u64 = 30_000_000_000;
+/// How long DHCP waits for an answer before it asks again: not for long, since a link takes
+/// some seconds to come up, and what is sent before that is lost.
+const DISCOVER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(2);
 /// Ethernet frame without FCS.
 const MAX_FRAME: usize = 1514;
 /// Lines about addresses given and taken by DHCP: anybody on the network may answer for its
@@ -136,7 +139,13 @@ impl Stack {
         let mut interface = Interface::new(config, &mut device, now());
         let mut sockets = SocketSet::new(Vec::new());
         let dhcp = match address {
-            Address::Dhcp => Some(sockets.add(dhcpv4::Socket::new())),
+            Address::Dhcp => {
+                let mut socket = dhcpv4::Socket::new();
+                let mut retry = socket.get_retry_config();
+                retry.discover_timeout = DISCOVER_TIMEOUT;
+                socket.set_retry_config(retry);
+                Some(sockets.add(socket))
+            }
             Address::Static {
                 address,
                 prefix,
