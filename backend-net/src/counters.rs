@@ -22,6 +22,9 @@ hal::counters! {
     rx_dropped,
     /// Frames for the guest that could not be copied or were not fit for it.
     rx_errors,
+    /// Frames for the guest that found its inbox full, or closed while it posted no buffers.
+    /// Counted when it disconnects.
+    rx_refused,
     /// Grant copies asked for.
     copy_ops,
     /// Hypercalls they were asked for in.

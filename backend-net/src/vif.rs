@@ -133,6 +133,7 @@ pub async fn serve<G: Grants, E: Events, T: Timer>(
     // From here on nothing reaches this guest, and nobody waits for it.
     inbox.set_open(false);
     drain(&mut tx, inbox, &task.counters, || task.events.notify_tx()).await;
+    hal::counters::add(&task.counters.rx_refused, inbox.refused());
     Ok(ended?)
 }
 

@@ -442,8 +442,30 @@ fn stopping_leaves_nothing_behind() {
     b.grants.assert_nothing_left();
     bed.assert_no_memory_held();
     assert!(bed.switch.addresses().is_empty());
-    bed.pool.trim(0);
-    assert_eq!(bed.allocator.live_pages(), 0);
+    let Bed {
+        allocator,
+        pool,
+        executor,
+        ..
+    } = bed;
+    drop((executor, pool));
+    assert_eq!(allocator.live_pages(), 0);
+}
+
+#[test]
+fn frames_that_an_inbox_refused_are_counted_with_its_device() {
+    let (bed, mut a, b) = pair(0);
+    for n in 0..300 {
+        a.front.collect_tx();
+        let frame = raw(a.mac, b.mac, &pattern(n, 100));
+        a.front.send(&frame, &Sending::default());
+        bed.run();
+    }
+    b.stopper.stop();
+    bed.run();
+    let refused = b.counters.snapshot().rx_refused;
+    assert!(refused > 0);
+    assert_eq!(refused, a.counters.snapshot().tx_dropped);
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub use wakers::WakerQueue;
 
 use crate::{Interrupt, VcpuId};
 use alloc::boxed::Box;
+use core::fmt;
 use core::task::{Context, Poll};
 
 /// What a NIC can do for us.
@@ -94,6 +95,25 @@ pub struct Statistics {
     pub tx_bytes: u64,
     /// Frames taken back from a ring, for want of a link.
     pub tx_unsent: u64,
+}
+
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            rx_frames,
+            rx_bytes,
+            rx_missed,
+            rx_errors,
+            tx_frames,
+            tx_bytes,
+            tx_unsent,
+        } = self;
+        write!(
+            f,
+            "rx_frames {rx_frames}, rx_bytes {rx_bytes}, rx_missed {rx_missed}, rx_errors \
+             {rx_errors}, tx_frames {tx_frames}, tx_bytes {tx_bytes}, tx_unsent {tx_unsent}"
+        )
+    }
 }
 
 /// The part of a NIC that is not a queue. Callable from any vCPU.

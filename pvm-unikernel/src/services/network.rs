@@ -7,6 +7,8 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::OnceCell;
+use core::fmt;
+use core::time::Duration;
 
 use backend_net::switch::SwitchError;
 use backend_net::uplink::{self, Uplink};
@@ -14,7 +16,7 @@ use backend_net::{Limits, LocalPort, Port, Stopper, Switch, stop_pair};
 use driver_igb::Igb;
 use driver_pci::Function;
 use hal::Node;
-use hal::net::{Filtering, Link, MacAddr, NetDevice, PacketPool};
+use hal::net::{Filtering, Link, MacAddr, NetDevice, PacketPool, Statistics};
 use toolstack_boot::nic::{Found, FoundState, NoNic};
 use toolstack_boot::{Nic, PciAddress};
 
@@ -24,6 +26,7 @@ use crate::event::Port as EventPort;
 use crate::exec;
 use crate::mem::NodeFrames;
 use crate::pci::{Ecam, XenPciFunction};
+use crate::time;
 use crate::topology::Topology;
 
 /// Payload of a frame on the wire.
@@ -31,6 +34,9 @@ const MTU: u16 = 1500;
 /// Packet buffers (pages) that a vCPU's tasks may hold at most: its NIC queue's receive
 /// ring, and what its guests have in flight. Allocated as traffic needs them.
 const POOL_PAGES: usize = toolstack_domain::placement::PACKETS;
+
+/// How often losses are told, if there are new ones.
+const REPORT: Duration = Duration::from_secs(60);
 
 /// Each vCPU's packet memory, on its node.
 static POOLS: PerCpu<OnceCell<PacketPool>> = PerCpu::new([const { OnceCell::new() }; MAX_VCPUS]);
@@ -51,6 +57,8 @@ pub struct Network {
     function: Rc<XenPciFunction>,
     /// Ends the NIC queues' tasks when dropped.
     stoppers: Vec<Stopper>,
+    /// What each queue moved.
+    counters: Vec<Arc<uplink::Counters>>,
     topology: Arc<Topology>,
 }
 
@@ -111,6 +119,10 @@ impl Network {
         }
         let switch = Switch::new();
         let mut stoppers = Vec::new();
+        let counters: Vec<Arc<uplink::Counters>> =
+            (0..nic.queues()).map(|_| Arc::default()).collect();
+        let report = report_losses(nic.clone(), counters.clone());
+        drop(exec::spawn_local(report));
         for queue in 0..nic.queues() {
             let vcpu = nic.queue_vcpu(queue);
             let line = match function.bind_vector(nic.queue_vector(queue), vcpu) {
@@ -123,6 +135,7 @@ impl Network {
             let (stopper, stop) = stop_pair();
             stoppers.push(stopper);
             let (nic, switch, topology) = (nic.clone(), switch.clone(), topology.clone());
+            let counters = counters[queue].clone();
             exec::spawn_on(vcpu, move || async move {
                 let pool = pool(&topology);
                 let port = match switch.add_uplink(vcpu, Limits::UPLINK) {
@@ -139,7 +152,7 @@ impl Network {
                     port,
                     pool,
                     timer: VcpuTimer::default(),
-                    counters: Arc::new(uplink::Counters::default()),
+                    counters,
                 };
                 uplink::serve(uplink, stop).await;
             });
@@ -149,6 +162,7 @@ impl Network {
             nic,
             function,
             stoppers,
+            counters,
             topology: topology.clone(),
         }
     }
@@ -180,8 +194,12 @@ impl Network {
         }
     }
 
-    /// Stops the NIC's DMA, before the machine is turned off.
+    /// Stops the NIC's DMA, before the machine is turned off, and says what it did.
     pub fn quiesce(&self) {
+        log::info!("network: NIC: {}", self.nic.statistics());
+        for (queue, counters) in self.counters.iter().enumerate() {
+            log::info!("network: queue {queue}: {}", counters.snapshot());
+        }
         for stopper in &self.stoppers {
             stopper.stop();
         }
@@ -214,6 +232,69 @@ async fn start_nic(
     let config = driver_igb::Config { vcpus, mtu: MTU };
     let nic = Igb::start(&claimed, &NodeFrames, &VcpuTimer::default(), &config).await?;
     Ok((claimed, nic))
+}
+
+/// What was lost between the switch and the wire.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Losses {
+    nic: Statistics,
+    queues: uplink::Snapshot,
+}
+
+impl Losses {
+    fn so_far(nic: &Igb, queues: &[Arc<uplink::Counters>]) -> Self {
+        let Statistics {
+            rx_missed,
+            rx_errors,
+            tx_unsent,
+            ..
+        } = nic.statistics();
+        let mut losses = Self {
+            nic: Statistics {
+                rx_missed,
+                rx_errors,
+                tx_unsent,
+                ..Statistics::default()
+            },
+            ..Self::default()
+        };
+        for counters in queues {
+            let queue = counters.snapshot();
+            losses.queues.tx_dropped += queue.tx_dropped;
+            losses.queues.tx_no_link += queue.tx_no_link;
+            losses.queues.rx_dropped += queue.rx_dropped;
+        }
+        losses
+    }
+}
+
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (nic, queues) = (&self.nic, &self.queues);
+        write!(
+            f,
+            "missed {}, damaged {}, not taken {}; not sent: unfit {}, no link {}",
+            nic.rx_missed,
+            nic.rx_errors,
+            queues.rx_dropped,
+            queues.tx_dropped,
+            queues.tx_no_link + nic.tx_unsent,
+        )
+    }
+}
+
+/// Says what is lost, which somebody on the network or a guest can bring about: a line a
+/// minute at most.
+async fn report_losses(nic: Arc<Igb>, queues: Vec<Arc<uplink::Counters>>) {
+    let mut told = Losses::default();
+    loop {
+        time::sleep(REPORT).await;
+        let losses = Losses::so_far(&nic, &queues);
+        if losses != told {
+            log::info!("network: frames lost so far: {losses}");
+            told = losses;
+        }
+    }
 }
 
 async fn follow_link(nic: Arc<Igb>, line: EventPort) {

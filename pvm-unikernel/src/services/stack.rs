@@ -16,8 +16,8 @@ use core::task::Poll;
 use core::time::Duration;
 
 use backend_net::LocalPort;
+use backend_net::local::Losses;
 use futures_util::future::select;
-use log::Level;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp};
@@ -49,9 +49,11 @@ const ADDRESS_TIME_NS: u64 = 30_000_000_000;
 const DISCOVER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(2);
 /// Ethernet frame without FCS.
 const MAX_FRAME: usize = 1514;
-/// Lines about addresses given and taken by DHCP: anybody on the network may answer for its
-/// server, as often as he likes.
+/// Lines about addresses given and taken by DHCP, one after the other; then one each
+/// [`TELL_EVERY`]. Anybody on the network may answer for its server, as often as he likes.
 const MAX_TOLD: u32 = 32;
+/// How often something is told that others can bring about.
+const TELL_EVERY: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
 /// Frames one poll takes in before other tasks of this vCPU get their turn.
 const FRAMES_PER_POLL: usize = 64;
 
@@ -107,13 +109,56 @@ struct Inner {
     interface: Interface,
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
-    /// Lines about what it said so far.
-    told: u32,
+    /// It changed the address, and nobody was told yet.
+    untold: bool,
+    /// Lines about that.
+    dhcp_lines: Lines,
+    /// The losses that were told last.
+    losses: Losses,
+    /// Lines about them.
+    loss_lines: Lines,
     listening: VecDeque<SocketHandle>,
     /// Closed by their users, waiting for the peer to agree until then.
     closing: Vec<(SocketHandle, Instant)>,
     open: usize,
     port: u16,
+}
+
+/// Lines that may be logged: some at once, and one each [`TELL_EVERY`] in the long run.
+struct Lines {
+    most: u32,
+    left: u32,
+    /// When the last one was added.
+    added: Instant,
+}
+
+impl Lines {
+    fn new(most: u32) -> Self {
+        Self {
+            most,
+            left: most,
+            added: Instant::ZERO,
+        }
+    }
+
+    /// Whether one may be logged now, which is one less then.
+    fn take(&mut self, now: Instant) -> bool {
+        while self.left < self.most && self.added + TELL_EVERY <= now {
+            self.left += 1;
+            self.added += TELL_EVERY;
+        }
+        if self.left == self.most {
+            self.added = now;
+        }
+        let may = self.left > 0;
+        self.left -= u32::from(may);
+        may
+    }
+
+    /// When there will be one, if there is none.
+    fn next(&self) -> Instant {
+        self.added + TELL_EVERY
+    }
 }
 
 /// The management stack. Lives on one MC vCPU.
@@ -166,7 +211,10 @@ impl Stack {
                 interface,
                 sockets,
                 dhcp,
-                told: 0,
+                untold: false,
+                dhcp_lines: Lines::new(MAX_TOLD),
+                losses: Losses::default(),
+                loss_lines: Lines::new(1),
                 listening: VecDeque::new(),
                 closing: Vec::new(),
                 open: 0,
@@ -182,15 +230,7 @@ impl Stack {
 
     /// The address in use, once there is one.
     pub fn address(&self) -> Option<Ipv4Cidr> {
-        self.inner
-            .borrow()
-            .interface
-            .ip_addrs()
-            .iter()
-            .find_map(|cidr| match cidr {
-                IpCidr::Ipv4(cidr) => Some(*cidr),
-                IpCidr::Ipv6(_) => None,
-            })
+        self.inner.borrow().address()
     }
 
     /// Waits until the host has an address, some time at most: a host without one still
@@ -252,12 +292,13 @@ impl Stack {
             .interface
             .poll(now, &mut inner.device, &mut inner.sockets);
         inner.follow_dhcp();
+        inner.tell(now);
         inner.reap();
         inner.refill_backlog();
-        inner
-            .interface
-            .poll_delay(now, &inner.sockets)
-            .map(|delay| Duration::from_micros(delay.total_micros()))
+        let work = inner.interface.poll_delay(now, &inner.sockets);
+        let line = inner.untold.then(|| inner.dhcp_lines.next() - now);
+        let delay = work.into_iter().chain(line).min();
+        delay.map(|delay| Duration::from_micros(delay.total_micros()))
     }
 
     /// The next connection.
@@ -360,26 +401,37 @@ impl Inner {
         match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
             Some(dhcpv4::Event::Configured(config)) => {
                 let (address, router) = (config.address, config.router);
-                self.tell(Level::Info, format_args!("address {address} by DHCP"));
                 set_address(&mut self.interface, Some(address), router);
             }
-            Some(dhcpv4::Event::Deconfigured) => {
-                self.tell(Level::Warn, format_args!("no address; asking DHCP"));
-                set_address(&mut self.interface, None, None);
+            Some(dhcpv4::Event::Deconfigured) => set_address(&mut self.interface, None, None),
+            None => return,
+        }
+        self.untold = true;
+    }
+
+    /// Logs what others brought about. Of an address that changes too often for that, the
+    /// last one is told in the end.
+    fn tell(&mut self, now: Instant) {
+        if self.untold && self.dhcp_lines.take(now) {
+            self.untold = false;
+            match self.address() {
+                Some(address) => log::info!("management: address {address} by DHCP"),
+                None => log::warn!("management: no address; asking DHCP"),
             }
-            None => {}
+        }
+        let losses = self.device.port.losses();
+        if losses != self.losses && self.loss_lines.take(now) {
+            self.losses = losses;
+            log::info!("management: frames lost so far: {losses}");
         }
     }
 
-    /// Logs what a DHCP server can bring about, so often.
-    fn tell(&mut self, level: Level, what: fmt::Arguments<'_>) {
-        self.told = self.told.saturating_add(1);
-        if self.told <= MAX_TOLD {
-            log::log!(level, "management: {what}");
-        }
-        if self.told == MAX_TOLD {
-            log::warn!("management: no more is told of DHCP");
-        }
+    fn address(&self) -> Option<Ipv4Cidr> {
+        let mut addresses = self.interface.ip_addrs().iter();
+        addresses.find_map(|cidr| match cidr {
+            IpCidr::Ipv4(cidr) => Some(*cidr),
+            IpCidr::Ipv6(_) => None,
+        })
     }
 
     /// Resets what a peer keeps half open.
