@@ -127,17 +127,6 @@ impl PacketPool {
         }
     }
 
-    /// Gives free buffers back to the allocator until at most `keep` are left idle.
-    pub fn trim(&self, keep: usize) {
-        while self.home.free.len() > keep {
-            let Some(dma) = self.home.free.pop() else {
-                break;
-            };
-            drop(dma);
-            self.home.allocated.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
     /// How full it is.
     pub fn usage(&self) -> PoolUse {
         PoolUse {
@@ -228,22 +217,5 @@ mod tests {
         std::thread::spawn(move || drop(held)).join().unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(pool.poll_available(1, &mut cx).is_ready());
-    }
-
-    #[test]
-    fn trimming_gives_idle_pages_back_to_the_allocator() {
-        let dma = Rc::new(HeapDma::default());
-        let pool = PacketPool::new(dma.clone(), Node(0), 8);
-        let held: Vec<_> = (0..8).map(|_| pool.get().unwrap()).collect();
-        drop(held);
-        pool.trim(2);
-        assert_eq!(
-            pool.usage(),
-            PoolUse {
-                allocated: 2,
-                free: 2,
-                max: 8
-            }
-        );
     }
 }
