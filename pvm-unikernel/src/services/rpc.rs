@@ -303,6 +303,7 @@ async fn serve_request(
             let list = volumes::list(host).await.map(Response::Volumes);
             answer(client, list).await
         }
+        Request::Ping => client.respond(&Response::Done).await,
         Request::VolumeRemove { name } => {
             let removed = volumes::remove(host, &name).await;
             client.respond_result(removed).await

@@ -106,29 +106,35 @@ impl Session {
 }
 
 /// Whether the host ended the handshake; what stands between may make an end of a reset.
-fn cut_off(error: &ConnectionError<io::Error>) -> bool {
+fn cut_off(error: &CallError<io::Error>) -> bool {
     match error {
-        ConnectionError::Stream(e) => e.kind() == io::ErrorKind::ConnectionReset,
-        error => matches!(error, ConnectionError::Cut),
+        CallError::Connection(ConnectionError::Stream(e)) => {
+            e.kind() == io::ErrorKind::ConnectionReset
+        }
+        CallError::Connection(error) => matches!(error, ConnectionError::Cut),
+        _ => false,
     }
 }
 
-/// Both sides make sure of each other's keys.
+/// Both sides make sure of each other's keys, and of a place for us at the host: until it
+/// has had a frame of ours we are a stranger.
 fn shake_hands(
     stream: TcpStream,
     file: &HostFile,
-) -> Result<ClientConnection<Tcp>, ConnectionError<io::Error>> {
+) -> Result<ClientConnection<Tcp>, CallError<io::Error>> {
     stream
         .set_nodelay(true)
         .and_then(|()| stream.set_read_timeout(Some(HANDSHAKE_LIMIT)))
         .and_then(|()| stream.set_write_timeout(Some(HANDSHAKE_LIMIT)))
         .map_err(ConnectionError::Stream)?;
-    block_on(connect(
+    let mut client = block_on(connect(
         Tcp(stream),
         &file.identity,
         &file.host_key,
         &mut SystemEntropy,
-    ))
+    ))?;
+    block_on(client.call_done(&Request::Ping))?;
+    Ok(client)
 }
 
 /// Connects to the first of the host's addresses that takes the connection.
@@ -167,8 +173,12 @@ fn settle(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// The line for a handshake that failed.
-fn refused(file: &HostFile, error: &ConnectionError<io::Error>) -> Failure {
+fn refused(file: &HostFile, error: &CallError<io::Error>) -> Failure {
     let address = &file.address;
+    let error = match error {
+        CallError::Connection(error) => error,
+        error => return Failure::new(address, error),
+    };
     match error {
         ConnectionError::Stream(e) => Failure::new(
             address,

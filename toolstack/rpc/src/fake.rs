@@ -563,7 +563,7 @@ impl State {
                     None => Err(RpcError::NoSuchVolume { name }),
                 }
             }
-            Request::HostPower { .. } => Ok(Response::Done),
+            Request::Ping | Request::HostPower { .. } => Ok(Response::Done),
             Request::XenstoreList { path } => Err(RpcError::NoSuchNode { path }),
             other => Err(RpcError::Unsupported {
                 what: format!("{other:?}"),

@@ -212,6 +212,9 @@ pub enum Request {
         /// Where to start.
         path: String,
     },
+    /// Nothing: that it is answered says that the client has a place. Answer:
+    /// [`Response::Done`].
+    Ping,
 }
 
 /// What the host answers.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use crate::common::{Bed, eventually, kernel};
 use toolstack_rpc::PrivateKey;
@@ -317,7 +318,9 @@ fn a_host_that_cannot_be_reached() {
 #[test]
 fn a_host_that_takes_the_connection_and_closes_it() {
     let bed = Bed::new();
-    bed.cut_after(0, 0);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    bed.write_host_file(listener.local_addr().unwrap(), &bed.host.key);
+    thread::spawn(move || listener.incoming().for_each(drop));
     let ran = bed.run(&["list"]);
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains(": host does not answer: "), "{ran:?}");
@@ -362,8 +365,9 @@ fn wrong_keys_and_versions() {
 
     bed.write_host_file(address, &bed.host.key);
     bed.host.state().busy = true;
-    bed.run(&["list"])
-        .fails("list: the host is busy: it serves 12 clients, and none is idle");
+    bed.run(&["list"]).fails(&format!(
+        "{address}: the host is busy: it serves 12 clients, and none is idle"
+    ));
     bed.host.state().busy = false;
     // Too many handshakes at once: one that is reset is begun again, not for ever.
     bed.host.state().resets = 5;
