@@ -72,11 +72,14 @@ pub fn info(global: &Global) -> Result<(), Failure> {
     field("guests", info.guests.to_string())?;
     field(
         "cpus",
-        format!(
-            "{} (Closer's own work on {})",
-            info.cpus,
-            output::cpu_list(&info.mc_cpus)
-        ),
+        match &*info.mc_cpus {
+            [] => format!("{} (Closer's own work on the guests')", info.cpus),
+            own => format!(
+                "{} (Closer's own work on {})",
+                info.cpus,
+                output::cpu_list(own)
+            ),
+        },
     )?;
     field(
         "memory",

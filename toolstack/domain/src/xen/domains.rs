@@ -120,14 +120,6 @@ impl<H: Hypercalls> Xen<'_, H> {
         self.plain("unpausedomain", cmd::UNPAUSEDOMAIN, domain)
     }
 
-    /// `XEN_DOMCTL_resumedomain`: after a suspend that was called off.
-    ///
-    /// # Errors
-    /// Xen's own.
-    pub fn resume_domain(&self, domain: DomId) -> Result<(), CallError> {
-        self.plain("resumedomain", cmd::RESUMEDOMAIN, domain)
-    }
-
     /// `XEN_DOMCTL_getdomaininfo`; `None`: there is no such domain.
     ///
     /// # Errors

@@ -7,10 +7,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::mem::offset_of;
 use xen_abi::PAGE_SIZE;
-use xen_abi::sysctl::{
-    self, CpuInfo, CpuTopo, CpuTopoInfo, DebugKeys, GetCpuInfo, MemInfo, NumaInfo, PhysInfo,
-    ReadConsole, cmd,
-};
+use xen_abi::sysctl::{self, CpuTopo, CpuTopoInfo, MemInfo, NumaInfo, PhysInfo, ReadConsole, cmd};
 use zerocopy::IntoBytes;
 
 /// Memory of a NUMA node.
@@ -98,7 +95,7 @@ impl<H: Hypercalls> Xen<'_, H> {
         Ok(raw
             .iter()
             .zip(0..info.num_cpus.min(room))
-            .filter(|(cpu, _)| cpu.core != sysctl::INVALID_ID)
+            .filter(|(cpu, _)| is_present(cpu))
             .map(|(cpu, id)| Cpu {
                 id,
                 core: cpu.core,
@@ -143,32 +140,6 @@ impl<H: Hypercalls> Xen<'_, H> {
             .collect())
     }
 
-    /// `getcpuinfo`: nanoseconds that each CPU has been idle since boot, by number.
-    ///
-    /// # Errors
-    /// Xen's own.
-    pub fn idle_times(&self, cpus: u32) -> Result<Vec<u64>, CallError> {
-        let mut raw = vec![CpuInfo::default(); cpus as usize];
-        let mut info = GetCpuInfo {
-            max_cpus: cpus,
-            ..Default::default()
-        };
-        self.sysctl(
-            "getcpuinfo",
-            cmd::GETCPUINFO,
-            &mut info,
-            &mut [Buffer {
-                pointer_at: offset_of!(GetCpuInfo, info),
-                bytes: raw.as_mut_bytes(),
-            }],
-        )?;
-        Ok(raw
-            .iter()
-            .take(info.nr_cpus.min(cpus) as usize)
-            .map(|cpu| cpu.idletime)
-            .collect())
-    }
-
     /// `readconsole`: what Xen printed from `index` on (`None`: from the oldest it
     /// still has). Returns the bytes in `to`, and the index to go on from.
     ///
@@ -197,24 +168,25 @@ impl<H: Hypercalls> Xen<'_, H> {
         )?;
         Ok(((read.count as usize).min(room), read.index))
     }
+}
 
-    /// `debug_keys`: has Xen print what each key stands for.
-    ///
-    /// # Errors
-    /// Xen's own.
-    pub fn debug_keys(&self, keys: &str) -> Result<(), CallError> {
-        let mut bytes = Vec::from(keys.as_bytes());
-        self.sysctl(
-            "debug_keys",
-            cmd::DEBUG_KEYS,
-            &mut DebugKeys {
-                nr_keys: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-                ..Default::default()
-            },
-            &mut [Buffer {
-                pointer_at: offset_of!(DebugKeys, keys),
-                bytes: &mut bytes,
-            }],
-        )
+/// Whether Xen has the CPU: of one that is not there all numbers are invalid. The core of
+/// the only CPU of a machine can be.
+fn is_present(cpu: &CpuTopo) -> bool {
+    [cpu.core, cpu.socket, cpu.node]
+        .iter()
+        .any(|number| *number != sysctl::INVALID_ID)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_of_which_anything_is_known_is_present() {
+        let cpu = |core, socket, node| CpuTopo { core, socket, node };
+        let no = sysctl::INVALID_ID;
+        assert!(is_present(&cpu(0, 0, 0)) && is_present(&cpu(no, no, 0)));
+        assert!(!is_present(&cpu(no, no, no)));
     }
 }
