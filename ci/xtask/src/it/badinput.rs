@@ -229,7 +229,7 @@ fn address_taken(lab: &mut Lab) -> Result<Outcome> {
     // The test ramdisk has its interface up before its shell.
     let mut guest = lab.boot(&GuestSpec::new("first").net("10.0.2.30").line(&vif))?;
     let second = lab.write_config(&GuestSpec::new("second").disk("d").line(&vif))?;
-    let in_use = format!("MAC address {mac} is in use");
+    let in_use = format!("guest first has mac {mac} already");
     lab.refused(&["create", &second.to_string_lossy()], &in_use)?;
     lab.closer(&["volume", "remove", "d"])?;
     let guests = lab.guests()?;
@@ -312,8 +312,6 @@ const ANSWER_LEN: usize = 16;
 /// Of the Noise messages behind the hellos, each with its length.
 const FIRST_LEN: usize = 2 + 96;
 const SECOND_LEN: usize = 2 + 49;
-/// "No common version."
-const REFUSED_VERSION: u16 = 1;
 
 /// The magic and then `words`.
 fn hello(words: &[u16]) -> Vec<u8> {
@@ -322,7 +320,7 @@ fn hello(words: &[u16]) -> Vec<u8> {
 }
 
 /// Says hello to the host: its answer after the magic, as lowest and highest version
-/// spoken, chosen version, refusal. After a refusal it must close the connection.
+/// spoken, chosen version, reserved. If it chose none it must close the connection.
 fn say_hello(port: u16, lowest: u16, highest: u16) -> Result<[u16; 4]> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).context("the port is closed")?;
     stream.set_read_timeout(Some(CLI_LIMIT))?;
@@ -335,7 +333,7 @@ fn say_hello(port: u16, lowest: u16, highest: u16) -> Result<[u16; 4]> {
     for (word, bytes) in words.iter_mut().zip(rest.chunks_exact(2)) {
         *word = u16::from_le_bytes(bytes.try_into()?);
     }
-    if words[3] != 0 {
+    if words[2] == 0 {
         let end = stream.read(&mut [0; 16]);
         let closed = match &end {
             Ok(count) => *count == 0,
@@ -349,10 +347,10 @@ fn say_hello(port: u16, lowest: u16, highest: u16) -> Result<[u16; 4]> {
 fn versions(lab: &mut Lab) -> Result<Outcome> {
     let port = lab.bed()?.rpc_port;
     // Who speaks all versions learns which the host does.
-    let [lowest, highest, chosen, refusal] = say_hello(port, 0, u16::MAX)?;
+    let [lowest, highest, chosen, reserved] = say_hello(port, 0, u16::MAX)?;
     ensure!(
-        0 < lowest && lowest <= highest && chosen == highest && refusal == 0,
-        "versions {lowest} to {highest}, chosen {chosen}, refusal {refusal}"
+        0 < lowest && lowest <= highest && chosen == highest && reserved == 0,
+        "versions {lowest} to {highest}, chosen {chosen}, reserved {reserved}"
     );
     // Newer, older, and a range that holds nothing.
     for (from, to) in [
@@ -362,7 +360,7 @@ fn versions(lab: &mut Lab) -> Result<Outcome> {
     ] {
         let answer = say_hello(port, from, to).with_context(|| format!("{from} to {to}"))?;
         ensure!(
-            answer == [lowest, highest, 0, REFUSED_VERSION],
+            answer == [lowest, highest, 0, 0],
             "a client of {from} to {to} is answered {answer:?}"
         );
     }
@@ -374,7 +372,7 @@ fn versions(lab: &mut Lab) -> Result<Outcome> {
     } else {
         format!("{lowest} to {highest}")
     };
-    for answer in [[low, high, 0, REFUSED_VERSION], [low, high, high, 0]] {
+    for answer in [[low, high, 0, 0], [low, high, high, 0]] {
         let file = host_file_at(lab, answer_hello(hello(&answer))?)?;
         let word = format!("this side speaks {ours}, the other {low} to {high}");
         lab.refused_with(&file, &["list"], &word)?;
@@ -402,9 +400,9 @@ fn cut_after(lab: &mut Lab, limit: u64, args: &[&str], word: &str) -> Result<()>
 fn cut(lab: &mut Lab) -> Result<Outcome> {
     cut_import(lab)?;
     cut_overwrite(lab)?;
-    // In the handshake.
+    // In the handshake, which is begun again; then nobody is there.
     let file = cut_config(lab)?;
-    cut_after(lab, 50, &["create", &file], "host does not answer")?;
+    cut_after(lab, 50, &["create", &file], "host unreachable")?;
     // In the upload: of the kernel, if the host has it not, and of the ramdisk.
     let mut whole = 0;
     for limit in [100_000, 5_000_000] {
