@@ -3,9 +3,9 @@
 //! The toolstack knows every address, so nothing is learnt: a frame for an address that
 //! no port has goes to the NIC if it came from us, and nowhere if it came from the NIC.
 //! A port may send with its own address only. Our own stack has an inbox for the wire and
-//! some for guests, so that none of them can keep the others out. Each vCPU looks frames up in its own
-//! reference to an immutable table; changes make a new table, which the vCPUs take over
-//! at their next batch.
+//! some for guests, so that no guest can keep the wire out; guests that share one can keep
+//! each other out ([`crate::local`]). Each vCPU looks frames up in its own reference to an
+//! immutable table; changes make a new table, which the vCPUs take over at their next batch.
 
 use crate::headers;
 use crate::port::{Inbox, Limits, Packet, Refused};

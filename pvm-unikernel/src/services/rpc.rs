@@ -28,8 +28,9 @@ use crate::{exec, log as host_log, rng, time};
 /// Administrators served at once. A further one takes the place of who has been idle for
 /// longest ([`clients::Clients`]), or is told that the host is busy.
 const MAX_CLIENTS: usize = 12;
-/// How long who makes room has done nothing: neither sent nor taken a byte. Output of a
-/// guest's console does not count; that also goes to consoles that somebody forgot.
+/// For how long we have waited for who makes room: for its next request, for bytes of it, or
+/// for it to take ours. Output of a guest's console does not count; that also goes to
+/// consoles that somebody forgot.
 const CLIENT_IDLE_NS: u64 = 60_000_000_000;
 /// Strangers at once: peers that have not yet sent a frame that opens. For a further one,
 /// the address with most of them loses its oldest ([`strangers::Strangers`]), so that those
@@ -53,7 +54,7 @@ impl Entropy for KernelEntropy {
     }
 }
 
-/// A connection, and when it was last used.
+/// A connection, and since when we wait for its other end.
 struct Peer {
     connection: Connection,
     clients: Rc<RefCell<clients::Clients<ConnectionId>>>,
@@ -72,9 +73,20 @@ impl Peer {
         Ok(())
     }
 
-    fn active(&self) {
-        let id = self.connection.id();
-        self.clients.borrow_mut().active(&id, time::now_ns());
+    /// We wait for it from now on.
+    fn waited_for(&self) {
+        self.set_idle(Some(time::now_ns()));
+    }
+
+    /// It has done its part, and now waits for us; or is on a console, where it may wait for
+    /// nothing.
+    fn heard_of(&self) {
+        self.set_idle(self.console.get().then(time::now_ns));
+    }
+
+    fn set_idle(&self, since: Option<u64>) {
+        let mut clients = self.clients.borrow_mut();
+        clients.set_idle(&self.connection.id(), since);
     }
 
     fn name(&self) -> PeerName {
@@ -91,16 +103,22 @@ impl ByteStream for Peer {
     type Error = Closed;
 
     async fn read(&mut self, buf: &mut [u8]) -> Result<usize, Closed> {
+        // A console begins to read anew with each byte of output.
+        if !self.console.get() {
+            self.waited_for();
+        }
         let count = self.connection.read(buf).await?;
-        self.active();
+        self.heard_of();
         Ok(count)
     }
 
     async fn write_all(&mut self, bytes: &[u8]) -> Result<(), Closed> {
-        self.connection.write_all(bytes).await?;
-        if !self.console.get() {
-            self.active();
+        if self.console.get() {
+            return self.connection.write_all(bytes).await;
         }
+        self.waited_for();
+        self.connection.write_all(bytes).await?;
+        self.heard_of();
         Ok(())
     }
 }
@@ -261,6 +279,7 @@ async fn serve_request(
         }
         Request::ConsoleAttach { guest, replay } => {
             client.stream().console.set(true);
+            client.stream().heard_of();
             let left = console::attach(host, client, &guest, replay).await;
             client.stream().console.set(false);
             left

@@ -90,7 +90,8 @@ pub struct Built {
 /// [`Xen::unpause_domain`] once its devices are in xenstore.
 ///
 /// `placing` is what keeps others from placing a guest in the same memory: it is dropped as
-/// soon as Xen counts all of it as this domain's, before the images are read.
+/// soon as Xen counts all of it as this domain's, before the images are read; or, if that
+/// fails, when Xen has it back.
 ///
 /// # Errors
 /// What Xen, the kernel image or the image source refused. Nothing is left of the
@@ -109,6 +110,7 @@ pub async fn build<H: Hypercalls, S: ImageSource>(
         max_vcpus: config.max_vcpus,
     })?;
     let mut half_made = HalfMade { xen, id: Some(id) };
+    let placing = &mut Some(placing);
     let built = match config.kind {
         GuestType::Pvh => pvh::build(xen, id, config, placement, images, placing).await,
         GuestType::Pv => pv::build(xen, id, config, placement, images, placing).await,

@@ -12,8 +12,8 @@ use alloc::vec::Vec;
 pub struct Clients<I> {
     places: usize,
     idle: u64,
-    /// The oldest first, each with the time at which it last did something.
-    all: Vec<(I, u64)>,
+    /// The oldest first, each with the time since which it has been idle.
+    all: Vec<(I, Option<u64>)>,
 }
 
 /// Nobody has been idle for long enough.
@@ -38,21 +38,22 @@ impl<I: PartialEq> Clients<I> {
     pub fn admit(&mut self, id: I, now: u64) -> Result<Option<I>, Full> {
         let mut gone = None;
         if self.all.len() >= self.places {
-            let last = self.all.iter().enumerate().min_by_key(|(_, (_, at))| *at);
-            let (index, since) = last.map(|(index, (_, at))| (index, *at)).ok_or(Full)?;
+            let idle = self.all.iter().enumerate();
+            let idle = idle.filter_map(|(index, (_, since))| since.map(|since| (since, index)));
+            let (since, index) = idle.min().ok_or(Full)?;
             if now.saturating_sub(since) < self.idle {
                 return Err(Full);
             }
             gone = Some(self.all.remove(index).0);
         }
-        self.all.push((id, now));
+        self.all.push((id, Some(now)));
         Ok(gone)
     }
 
-    /// `id` does something.
-    pub fn active(&mut self, id: &I, now: u64) {
+    /// `id` is idle from now on, or (`None`) waits for us.
+    pub fn set_idle(&mut self, id: &I, since: Option<u64>) {
         if let Some((_, at)) = self.all.iter_mut().find(|(other, _)| other == id) {
-            *at = now;
+            *at = since;
         }
     }
 
@@ -72,7 +73,7 @@ mod tests {
         for (id, now) in [('a', 0), ('b', 1), ('c', 2)] {
             assert_eq!(clients.admit(id, now), Ok(None));
         }
-        clients.active(&'a', 3);
+        clients.set_idle(&'a', Some(3));
         assert_eq!(clients.admit('d', 60), Err(Full), "59 idle");
         assert_eq!(clients.admit('d', 61), Ok(Some('b')));
         assert_eq!(clients.admit('e', 61), Err(Full), "59 idle");
@@ -81,7 +82,16 @@ mod tests {
         // It went already: nothing is counted twice.
         clients.remove(&'b');
         assert_eq!(clients.admit('f', 62), Ok(None));
-        assert_eq!(clients.admit('g', 63), Ok(Some('a')));
+        // Whom we keep waiting is not idle.
+        clients.set_idle(&'a', None);
+        assert_eq!(clients.admit('g', 121), Err(Full), "59 idle");
+        assert_eq!(clients.admit('g', 122), Ok(Some('e')));
+        for id in ['f', 'g'] {
+            clients.set_idle(&id, None);
+        }
+        assert_eq!(clients.admit('h', 1000), Err(Full));
+        clients.set_idle(&'a', Some(1000));
+        assert_eq!(clients.admit('h', 1060), Ok(Some('a')));
     }
 
     #[test]

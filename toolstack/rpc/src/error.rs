@@ -265,7 +265,7 @@ fn state_name(state: DomainState) -> &'static str {
         DomainState::Shutdown => "shut down",
         DomainState::Crashed => "crashed",
         DomainState::Dying => "dying",
-        DomainState::Building => "being built",
+        DomainState::Building => "being built or forgotten",
     }
 }
 

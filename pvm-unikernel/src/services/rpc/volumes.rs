@@ -25,6 +25,9 @@ use crate::time;
 const STEP: usize = 64 * 1024;
 /// Images that one question may name.
 const MAX_QUESTION: usize = 64;
+/// What a step of an export may take. Long: one of zeros can take as long as the client
+/// takes to write all that is on the way, which can be 15 MiB.
+const EXPORT_LIMIT: Duration = Duration::from_secs(600);
 /// What the last word to a client that stands still may take.
 const FAREWELL_TIME: Duration = Duration::from_secs(5);
 const NO_IMAGES: RpcError = RpcError::NoDisk {
@@ -357,35 +360,43 @@ pub async fn export(host: &Host, client: &mut Client, name: &str) -> Result<(), 
         let bytes = usize::try_from(now * SECTOR).unwrap_or(STEP);
         let chunk = &mut buffer[..bytes];
         if let Err(error) = io.read(at, chunk).await {
-            return outgoing.abort(&disk_failed(name, error)).await;
+            let why = disk_failed(name, error);
+            let abort = async {
+                outgoing
+                    .abort(&why)
+                    .await
+                    .map_err(TransferError::Connection)
+            };
+            return within_limit(name, abort).await.or_else(over);
         }
-        let sent = time::timeout(
-            async {
-                if chunk.iter().all(|byte| *byte == 0) {
-                    outgoing.send_zeros(chunk.len() as u64).await
-                } else {
-                    outgoing.send(chunk).await
-                }
-            },
-            LEASE_TIME,
-        );
-        match sent.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return over(error),
-            Err(_) => {
-                // The volume would be in use for ever. Half a frame may be sent: no last word.
-                let limit = LEASE_TIME.as_secs();
-                log::warn!("volume export {name}: the client took nothing for {limit} s");
-                return Err(Ended::Stream(Closed));
+        let send = async {
+            if chunk.iter().all(|byte| *byte == 0) {
+                outgoing.send_zeros(chunk.len() as u64).await
+            } else {
+                outgoing.send(chunk).await
             }
+        };
+        if let Err(error) = within_limit(name, send).await {
+            return over(error);
         }
         at += now;
         left -= now;
     }
-    match outgoing.finish().await {
-        Ok(()) => Ok(()),
-        Err(error) => over(error),
-    }
+    within_limit(name, outgoing.finish()).await.or_else(over)
+}
+
+/// A step of an export, which must not keep the volume from others for ever.
+async fn within_limit(
+    name: &str,
+    step: impl Future<Output = Result<(), TransferError<Closed>>>,
+) -> Result<(), TransferError<Closed>> {
+    let Ok(done) = time::timeout(step, EXPORT_LIMIT).await else {
+        let limit = EXPORT_LIMIT.as_secs();
+        log::warn!("volume export {name}: the client does not go on, for {limit} s");
+        // Half a frame may be sent: no last word.
+        return Err(TransferError::Connection(Ended::Stream(Closed)));
+    };
+    done
 }
 
 pub async fn list(host: &Host) -> Result<Vec<VolumeInfo>, RpcError> {

@@ -94,8 +94,9 @@ fn a_guest_that_is_being_built_is_listed_and_named_as_such() {
     assert_eq!(list[0]["domid"], json!(null));
     assert_eq!(list[0]["state"], "building");
     for verb in ["domid", "shutdown", "reboot", "pause", "unpause"] {
-        bed.run(&[verb, "web"])
-            .fails(&format!("{verb} web: guest web is being built"));
+        bed.run(&[verb, "web"]).fails(&format!(
+            "{verb} web: guest web is being built or forgotten"
+        ));
     }
     // The domid that it had is nobody's.
     bed.run(&["domname", "1"])
@@ -103,7 +104,7 @@ fn a_guest_that_is_being_built_is_listed_and_named_as_such() {
     bed.run(&["uptime", "web"])
         .says("Name  ID  Uptime\nweb    -  0:00:00\n");
     bed.run(&["shutdown", "-a", "-w"])
-        .fails("shutdown web: guest web is being built");
+        .fails("shutdown web: guest web is being built or forgotten");
     assert!(!bed.host.state().guests.contains_key("b"));
 }
 

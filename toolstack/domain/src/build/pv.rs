@@ -26,7 +26,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     config: &GuestConfig,
     placement: &Placement,
     images: &mut S,
-    placing: impl Sized,
+    placing: &mut Option<impl Sized>,
 ) -> Result<Built, BuildError> {
     let layout = PvLayout::new(config)?;
     let calls = xen.calls();
@@ -35,7 +35,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     let nodes = split(core::slice::from_ref(&(0..layout.pages)), &placement.memory);
     let mut frames = MachineFrames::try_new(layout.pages)?;
     populate(calls, id, &nodes, Some(&mut frames)).await?;
-    drop(placing);
+    drop(placing.take());
     let mfn = |pfn| {
         frames
             .get(pfn)

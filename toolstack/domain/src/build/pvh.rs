@@ -23,7 +23,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     config: &GuestConfig,
     placement: &Placement,
     images: &mut S,
-    placing: impl Sized,
+    placing: &mut Option<impl Sized>,
 ) -> Result<Built, BuildError> {
     let layout = PvhLayout::new(config)?;
     let calls = xen.calls();
@@ -53,7 +53,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     populate(calls, id, &nodes, None).await?;
     populate_few(calls, id, special_frames())?;
     populate_few(calls, id, layout.acpi.start / PAGE..layout.acpi.end / PAGE)?;
-    drop(placing);
+    drop(placing.take());
     load_kernel(&memory, config, 0, images).await?;
     if let (Some(range), Some(ramdisk)) = (&layout.ramdisk, config.ramdisk) {
         memory

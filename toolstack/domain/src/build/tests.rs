@@ -404,6 +404,23 @@ fn the_next_is_placed_when_all_memory_is_taken_and_does_not_wait_for_images() {
 }
 
 #[test]
+fn the_next_is_placed_when_a_failed_build_has_given_its_memory_back() {
+    // Less than was placed.
+    let fake = FakeXen::new((4, 20), &[1 << 20, 10_000]);
+    let (config, free) = (pvh(64), RefCell::new(None));
+    let before = fake.free_pages();
+    let placing = Placing {
+        fake: &fake,
+        free: &free,
+    };
+    let xen = Xen::new(&fake).unwrap();
+    let placement = placement(&config, false);
+    let mut images = images();
+    run(build(xen, &config, &placement, &mut images, placing)).unwrap_err();
+    assert_eq!(free.take(), Some(before));
+}
+
+#[test]
 fn a_build_that_is_given_up_leaves_nothing() {
     struct Stuck;
     impl ImageSource for Stuck {
