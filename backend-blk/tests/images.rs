@@ -31,7 +31,7 @@ fn id(bytes: &[u8]) -> ObjectId {
 }
 
 async fn put(area: &ImageArea<Recorder>, data: &[u8], chunk: usize) -> Result<(), ImageError> {
-    let mut put = area.put(id(data), data.len() as u64)?;
+    let mut put = area.put(id(data), data.len() as u64).await?;
     for part in data.chunks(chunk) {
         put.write(part).await?;
     }
@@ -107,7 +107,7 @@ fn a_put_that_is_cut_or_wrong_leaves_nothing_and_takes_no_space() {
     let ours = area.clone();
     run(async move {
         let data = bytes(100_000, 1);
-        let mut cut = ours.put(id(&data), 100_000).unwrap();
+        let mut cut = ours.put(id(&data), 100_000).await.unwrap();
         cut.write(&data[..70_000]).await.unwrap();
         assert_eq!(ours.space().free, all.free - 25 * 4096);
         assert_eq!(
@@ -115,11 +115,11 @@ fn a_put_that_is_cut_or_wrong_leaves_nothing_and_takes_no_space() {
             ImageError::TooShort(70_000)
         );
 
-        let mut dropped = ours.put(id(&data), 100_000).unwrap();
+        let mut dropped = ours.put(id(&data), 100_000).await.unwrap();
         dropped.write(&data).await.unwrap();
         drop(dropped);
 
-        let mut wrong = ours.put(id(&data), 100_000).unwrap();
+        let mut wrong = ours.put(id(&data), 100_000).await.unwrap();
         wrong.write(&bytes(100_000, 2)).await.unwrap();
         let found = id(&bytes(100_000, 2));
         assert_eq!(
@@ -127,7 +127,7 @@ fn a_put_that_is_cut_or_wrong_leaves_nothing_and_takes_no_space() {
             ImageError::Mismatch(found)
         );
 
-        let mut long = ours.put(id(&data), 10).unwrap();
+        let mut long = ours.put(id(&data), 10).await.unwrap();
         assert_eq!(long.write(&data[..11]).await, Err(ImageError::TooLong));
     });
     assert_eq!((area.space(), area.objects().len()), (all, 0));
@@ -159,9 +159,12 @@ fn a_full_area_says_so_and_free_pieces_are_joined() {
         for n in [0, 2, 4, 5, 7] {
             assert!(read(&area, &id(&objects[n])).await.unwrap() == objects[n]);
         }
-        assert_eq!(area.put(id(&large), 1).unwrap_err(), ImageError::Exists);
         assert_eq!(
-            area.put(ObjectId([0; 32]), u64::MAX).unwrap_err(),
+            area.put(id(&large), 1).await.unwrap_err(),
+            ImageError::Exists
+        );
+        assert_eq!(
+            area.put(ObjectId([0; 32]), u64::MAX).await.unwrap_err(),
             ImageError::NoSpace(0)
         );
     });
@@ -196,7 +199,7 @@ fn a_fresh_put_is_held_until_its_handle_goes() {
     let area = open(&disk).unwrap();
     run(async move {
         let data = bytes(5000, 1);
-        let mut put = area.put(id(&data), 5000).unwrap();
+        let mut put = area.put(id(&data), 5000).await.unwrap();
         put.write(&data).await.unwrap();
         let handle = put.commit().await.unwrap();
         assert_eq!(collect(&area, |_| false).await, Ok((0, 0)));
@@ -211,8 +214,8 @@ fn two_puts_of_the_same_bytes_make_one_object() {
     let area = open(&disk).unwrap();
     run(async move {
         let data = bytes(5000, 1);
-        let mut first = area.put(id(&data), 5000).unwrap();
-        let mut second = area.put(id(&data), 5000).unwrap();
+        let mut first = area.put(id(&data), 5000).await.unwrap();
+        let mut second = area.put(id(&data), 5000).await.unwrap();
         first.write(&data).await.unwrap();
         second.write(&data).await.unwrap();
         let handles = (
@@ -416,7 +419,7 @@ fn after_two_failed_changes_and_a_power_cut_no_image_has_another_ones_bytes() {
         assert_eq!(ours.remove_record("r").await, failed);
         d.writes_left.set(u64::MAX);
         // The next image begins to come, and the power goes.
-        let mut next = ours.put(id(&other), other.len() as u64).unwrap();
+        let mut next = ours.put(id(&other), other.len() as u64).await.unwrap();
         next.write(&other).await.unwrap();
     });
     let (objects, _) = contents(&disk);
@@ -490,7 +493,7 @@ fn a_change_whose_second_copy_fails_is_made_and_nothing_of_before_is_overwritten
         d.writes_left.set(u64::MAX);
         assert_eq!(ours.space().free, space);
         let data = bytes(30_000, 101);
-        let mut next = ours.put(id(&data), 30_000).unwrap();
+        let mut next = ours.put(id(&data), 30_000).await.unwrap();
         next.write(&data).await.unwrap();
     });
     // One place has the removal, the other the catalog from before.
@@ -500,6 +503,39 @@ fn a_change_whose_second_copy_fails_is_made_and_nothing_of_before_is_overwritten
         contents(&bad).0.len()
     });
     assert_eq!(seen, [1, 0]);
+}
+
+#[test]
+fn while_a_catalog_cannot_be_written_the_disk_is_at_fault_and_never_the_space() {
+    for place in [0, 512] {
+        let disk = disk(64);
+        let area = open(&disk).unwrap();
+        let kept = bytes(5_000, 99);
+        let (ours, d, data) = (area.clone(), disk.clone(), kept.clone());
+        run(async move {
+            put(&ours, &data, 4_096).await.unwrap();
+            d.unwritable.borrow_mut().insert(place);
+            // One change may still be made: the one that goes to the other place.
+            ours.put_record("r", b"x").await.ok();
+            for n in 0..40 {
+                let refused = put(&ours, &bytes(20_000, n), 4_096).await;
+                let failed = Err(ImageError::Disk(BlockError::Media(0x280)));
+                assert_eq!(refused, failed, "put {n}");
+            }
+            // What there would be no room for on any disk.
+            let large = put(&ours, &bytes(65 * 4_096, 7), 4_096).await;
+            assert!(matches!(large, Err(ImageError::NoSpace(_))), "{large:?}");
+        });
+        assert_eq!(contents(&disk.fork()).0[&id(&kept)], kept);
+        // The disk works again: so does the area, and all of it.
+        disk.unwritable.borrow_mut().clear();
+        let ours = area.clone();
+        run(async move {
+            let record = u64::from(ours.record("r").await.unwrap().is_some());
+            put(&ours, &bytes(60_000, 50), 4_096).await.unwrap();
+            assert_eq!(ours.space().free, (64 - 2 - record - 15) * 4_096);
+        });
+    }
 }
 
 proptest! {
@@ -571,7 +607,7 @@ proptest! {
                 step(&ours, n).await.ok();
                 left.set(u64::MAX);
                 // The next image begins to come.
-                if let Ok(mut next) = ours.put(id(&[]), 50_000) {
+                if let Ok(mut next) = ours.put(id(&[]), 50_000).await {
                     next.write(&bytes(50_000, n)).await.unwrap();
                 }
             });

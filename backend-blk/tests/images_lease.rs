@@ -112,10 +112,10 @@ impl Client<'_> {
             return Ok(());
         }
         let put = || self.host.area.put(id(image), image.len() as u64);
-        let put = match put() {
+        let put = match put().await {
             Err(ImageError::NoSpace(_)) => {
                 self.host.collect().await;
-                put()
+                put().await
             }
             other => other,
         };
@@ -309,7 +309,11 @@ fn an_upload_however_slow_keeps_what_was_put_before_it() {
         let client = host.connect();
         let (kernel, ramdisk) = guest(0);
         client.upload(&kernel).await.unwrap();
-        let mut put = host.area.put(id(&ramdisk), ramdisk.len() as u64).unwrap();
+        let mut put = host
+            .area
+            .put(id(&ramdisk), ramdisk.len() as u64)
+            .await
+            .unwrap();
         for part in ramdisk.chunks(BLOCK) {
             host.pass(LEASE_TIME / 2);
             put.write(part).await.unwrap();

@@ -20,6 +20,9 @@
 //! Then the other place gets the same, with the number after that. So either place alone
 //! holds all, and blocks of what was removed are free only when both are without it: if one
 //! cannot be read, the other is used, and names no bytes of anything else.
+//!
+//! That is for reading. A place that cannot be written ends all changes with the disk's
+//! error: the other one has the only catalog then, and is not risked for a change.
 
 mod catalog;
 mod lease;
@@ -364,11 +367,11 @@ impl<D: Disk> ImageArea<D> {
     }
 
     /// Begins to take an object of `len` bytes whose hash shall be `id`.
-    pub fn put(&self, id: ObjectId, len: u64) -> Result<Put<D>, ImageError> {
+    pub async fn put(&self, id: ObjectId, len: u64) -> Result<Put<D>, ImageError> {
         if self.has(&id).is_some() {
             return Err(ImageError::Exists);
         }
-        let runs = self.reserve(len)?;
+        let runs = self.reserve(len).await?;
         Ok(Put::new(self.clone(), id, Place { len, runs }))
     }
 
@@ -428,7 +431,7 @@ impl<D: Disk> ImageArea<D> {
         if name.is_empty() || name.len() > MAX_NAME || !printable || bytes.len() > MAX_RECORD {
             return Err(ImageError::BadRecord);
         }
-        let runs = self.reserve(bytes.len() as u64)?;
+        let runs = self.reserve(bytes.len() as u64).await?;
         // Gives the blocks back whatever happens, this future's end included.
         let reserved = Reserved {
             area: self.clone(),
@@ -526,19 +529,32 @@ impl<D: Disk> ImageArea<D> {
     }
 
     fn free_runs(&self) -> Vec<Run> {
+        self.free_beside(&self.0.state.borrow().doubtful)
+    }
+
+    /// Blocks that neither these have, nor the catalog in force, nor a put or record.
+    fn free_beside(&self, others: &[Run]) -> Vec<Run> {
         let state = self.0.state.borrow();
         let mut used = state.catalog.used();
         used.extend_from_slice(&state.reserved);
-        used.extend_from_slice(&state.doubtful);
+        used.extend_from_slice(others);
         gaps(used, self.0.blocks)
     }
 
-    fn reserve(&self, len: u64) -> Result<Vec<Run>, ImageError> {
+    async fn reserve(&self, len: u64) -> Result<Vec<Run>, ImageError> {
+        let count = u32::try_from(len.div_ceil(BLOCK as u64)).unwrap_or(u32::MAX);
+        let fits = |free| pick(free, count).is_some();
+        if !fits(self.free_runs()) && fits(self.free_beside(&[])) {
+            // What is missing has only catalogs that may be on the disk because it failed
+            // their writes: the one in force, written where they would be, ends that. If it
+            // cannot be, the area is not full: the disk fails.
+            let _guard = self.lock().await;
+            self.write_next(|_| {}).await?;
+        }
         let free = self.free_runs();
         let no_space = ImageError::NoSpace(
             free.iter().map(|run| u64::from(run.count)).sum::<u64>() * BLOCK as u64,
         );
-        let count = u32::try_from(len.div_ceil(BLOCK as u64)).map_err(|_| no_space)?;
         let runs = pick(free, count).ok_or(no_space)?;
         self.0.state.borrow_mut().reserved.extend_from_slice(&runs);
         Ok(runs)

@@ -31,6 +31,8 @@ pub struct Recorder {
     pub writes_left: Rc<Cell<u64>>,
     /// The one write that fails: after so many others.
     pub fails_at: Rc<Cell<u64>>,
+    /// Sectors at which no write can begin.
+    pub unwritable: Rc<RefCell<BTreeSet<u64>>>,
     /// Flushes are not answered.
     pub hangs: Rc<Cell<bool>>,
     /// Flushes that still work; then all fail, though what was written stays.
@@ -55,6 +57,7 @@ impl Recorder {
             log: Rc::default(),
             writes_left: Rc::new(Cell::new(u64::MAX)),
             fails_at: Rc::new(Cell::new(u64::MAX)),
+            unwritable: Rc::default(),
             hangs: Rc::default(),
             flushes_left: Rc::new(Cell::new(u64::MAX)),
             unreadable: Rc::default(),
@@ -169,7 +172,8 @@ impl Disk for Recorder {
         self.check(sector, segments)?;
         self.not_reset()?;
         let fails = self.fails_at.replace(self.fails_at.get().wrapping_sub(1)) == 0;
-        if fails || self.writes_left.get() == 0 {
+        let bad = self.unwritable.borrow().contains(&sector);
+        if fails || bad || self.writes_left.get() == 0 {
             return Err(BlockError::Media(0x280));
         }
         self.writes_left.set(self.writes_left.get() - 1);

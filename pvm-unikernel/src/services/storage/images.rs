@@ -142,14 +142,14 @@ impl Storage {
         needed: &Needed<'_>,
     ) -> Result<Put<Volume<QueueDisk>>, RpcError> {
         let put = || self.area.put(ObjectId(id.0), len);
-        let first = match put() {
+        let begun = match put().await {
             Err(ImageError::NoSpace(_)) => {
                 self.make_room(needed).await?;
-                put()
+                put().await
             }
             other => other,
         };
-        first.map_err(|error| area_error(error, len))
+        begun.map_err(|error| area_error(error, len))
     }
 
     /// Forgets definitions of guests that are not needed, which a host leaves behind that
