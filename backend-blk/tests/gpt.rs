@@ -427,15 +427,43 @@ fn a_power_cut_while_a_volume_is_overwritten_never_shows_a_mixture_as_whole() {
 }
 
 #[test]
-fn a_power_cut_while_a_table_is_made_leaves_a_disk_that_can_be_given_one() {
+fn a_power_cut_while_a_table_is_made_leaves_a_disk_that_is_taken_at_the_next_start() {
+    for block_size in [512, 4096] {
+        let disk = Recorder::new(16 * MIB, block_size);
+        let before = disk.fork();
+        create(&disk);
+        let mbr = disk.get(0);
+        let (mut blank, mut taken) = (0, 0);
+        before.each_cut(&disk.take_log(), |cut| {
+            let gpt = match open(&cut) {
+                Ok((gpt, _)) => {
+                    taken += 1;
+                    gpt
+                }
+                Err(GptError::Blank) => {
+                    blank += 1;
+                    create(&cut)
+                }
+                Err(other) => panic!("{other}"),
+            };
+            add(gpt, "a", MIB, 2).1.unwrap();
+            let (gpt, health) = open(&cut).unwrap();
+            assert_eq!((names(&gpt), health), (vec!["a".into()], Health::Good));
+            assert_eq!(cut.get(0), mbr);
+        });
+        assert!(blank > 0 && taken > 0);
+    }
+}
+
+#[test]
+fn the_first_block_of_a_disk_with_a_table_is_kept() {
     let disk = Recorder::new(16 * MIB, 512);
-    let before = disk.fork();
     create(&disk);
-    before.each_cut(&disk.take_log(), |cut| match open(&cut) {
-        Ok((gpt, _)) => assert!(gpt.volumes().is_empty()),
-        Err(GptError::Blank | GptError::NoTable(_, _)) => {}
-        Err(other) => panic!("{other}"),
-    });
+    // A boot loader.
+    disk.flip(0, 10);
+    let found = disk.get(0);
+    open(&disk).unwrap();
+    assert_eq!(disk.get(0), found);
 }
 
 #[test]

@@ -327,6 +327,10 @@ impl<D: Disk> Gpt<D> {
                 health = Health::OneCopy(error);
             }
         }
+        if let Err(error) = gpt.protect().await {
+            // We do without it.
+            log::warn!("volumes: the disk cannot be given a protective MBR: {error}");
+        }
         if let Err(error) = gpt.remove_unfinished().await {
             // Nobody can open them.
             log::warn!("volumes: those never filled cannot be removed: {error}");
@@ -360,11 +364,30 @@ impl<D: Disk> Gpt<D> {
         }
         let entries = vec![None; format::ENTRIES as usize];
         let mut gpt = Self::with(io, primary, backup, entries.clone());
-        gpt.io
-            .write(0, &format::protective_mbr(blocks, block_size))
-            .await?;
+        // An empty table's entries are zeroes, so until the first header is there the disk is
+        // blank, and then it has a table. The MBR comes last: with it alone it has neither.
         gpt.commit(&entries).await?;
+        gpt.write_mbr().await?;
         Ok(gpt)
+    }
+
+    /// Protects the table from old tools, if block 0 is empty: the power may have gone before
+    /// [`Self::create`] wrote it.
+    async fn protect(&self) -> Result<(), GptError> {
+        let mut mbr = vec![0; self.io.disk().geometry().block_size as usize];
+        self.io.read(0, &mut mbr).await?;
+        if mbr.iter().all(|byte| *byte == 0) {
+            self.write_mbr().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_mbr(&self) -> Result<(), GptError> {
+        let block_size = self.io.disk().geometry().block_size;
+        let mbr = format::protective_mbr(blocks_of(&self.io), block_size);
+        self.io.write(0, &mbr).await?;
+        self.io.flush().await?;
+        Ok(())
     }
 
     fn with(io: ByteIo<D>, primary: Header, backup: Header, entries: Vec<Option<Entry>>) -> Self {
