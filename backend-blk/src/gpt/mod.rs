@@ -22,9 +22,14 @@
 //! Partitions of other kinds are kept as they are, and their space is not touched. A disk
 //! with no partition of ours among them is another system's, and is not written at all.
 //!
-//! When the disk fails a change, the old table is put back. If that fails too, it cannot be
-//! told which table a restart would find: volumes in which both differ are not opened, and
-//! no change is made on top of it, until [`Gpt::settle`] has put the old one back.
+//! When the disk fails a change, the old table is put back: first into the primary, if that
+//! was begun, since the backup is then the only whole copy. What cannot be written is read:
+//! a copy in which the old table stands nevertheless is as good. If a copy may still hold
+//! the new one, the change says [`GptError::InDoubt`], and until [`Gpt::settle`] has put the
+//! old table back, volumes in which both differ are not opened and no change is made.
+//! A restart before that may find either table. If it finds the new one, the change is made
+//! though it was refused: a volume to be removed is gone, and one to be overwritten has
+//! [`OVERWRITING`] though all its contents are the old ones.
 
 pub mod format;
 mod guid;
@@ -76,8 +81,8 @@ pub enum GptError {
     NoTable(BadTable, BadTable),
     /// There are partitions, and none of them is ours.
     Foreign,
-    /// The disk failed a change of this volume, and which of both a restart would find is
-    /// not known.
+    /// The disk failed a change of this volume, and then to undo it: a restart may find it
+    /// made or not made.
     InDoubt,
     /// The disk is not blank, and overwriting was not asked for.
     NotBlank,
@@ -119,8 +124,8 @@ impl fmt::Display for GptError {
                  is free"
             ),
             Self::InDoubt => f.write_str(
-                "the disk failed a change of this volume, and whether it was made is not known; \
-                 the volume cannot be used before the partition table can be written",
+                "the disk failed a change of this volume, and then to undo it: a restart may find \
+                 it made; the volume cannot be used before the partition table can be written",
             ),
             Self::NotBlank => f.write_str("the disk is not blank"),
             Self::TooSmall => f.write_str("the disk is too small"),
@@ -246,12 +251,25 @@ pub struct Gpt<D> {
     entries: Vec<Option<Entry>>,
     /// Handles, by entry.
     handles: Vec<Arc<AtomicU32>>,
-    /// The primary may be half written, by an update that the disk failed: the backup is
-    /// then the whole one, and must be written last.
-    primary_broken: bool,
-    /// What a copy on the disk may hold instead of `entries`, after a change that failed or
-    /// was dropped.
+    /// What is known of the copies at `primary` and `backup`. Once there is a table, one of
+    /// them is whole at any moment, if not with `entries`, then with `doubt`; if the primary
+    /// is not [`OnDisk::InForce`], that is the backup.
+    primary_on_disk: OnDisk,
+    backup_on_disk: OnDisk,
+    /// What a copy that is [`OnDisk::InDoubt`] may hold instead of `entries`, after a change
+    /// that failed or was dropped.
     doubt: Option<Vec<Option<Entry>>>,
+}
+
+/// What is known of a copy on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnDisk {
+    /// The table in force, whole.
+    InForce,
+    /// That, or the one in doubt, or neither.
+    InDoubt,
+    /// Not the one in doubt.
+    Broken,
 }
 
 /// A copy of the table as it was read.
@@ -289,7 +307,7 @@ impl<D: Disk> Gpt<D> {
                 } else {
                     Health::BackupRestored
                 };
-                let doubt = backup.ok().map(|backup| backup.entries);
+                let doubt = backup.ok().filter(|_| !same).map(|backup| backup.entries);
                 (found.header, other, found.entries, doubt, health)
             }
             (Err(_), Ok(found)) => {
@@ -320,12 +338,17 @@ impl<D: Disk> Gpt<D> {
             return Err(GptError::Foreign);
         }
         let mut gpt = Self::with(io, primary, backup, found);
-        if health != Health::Good {
-            gpt.primary_broken = health == Health::PrimaryRestored;
-            gpt.doubt = Some(doubt.unwrap_or_else(|| gpt.entries.clone()));
-            if let Err(GptError::Disk(error)) = gpt.settle().await {
-                health = Health::OneCopy(error);
-            }
+        if health != Health::PrimaryRestored {
+            gpt.primary_on_disk = OnDisk::InForce;
+        }
+        if health != Health::BackupRestored {
+            gpt.backup_on_disk = OnDisk::InForce;
+        } else if doubt.is_some() {
+            gpt.backup_on_disk = OnDisk::InDoubt;
+        }
+        gpt.doubt = doubt;
+        if let Err(error) = gpt.settle().await {
+            health = Health::OneCopy(error);
         }
         if let Err(error) = gpt.protect().await {
             // We do without it.
@@ -363,10 +386,10 @@ impl<D: Disk> Gpt<D> {
             return Err(GptError::NotBlank);
         }
         let entries = vec![None; format::ENTRIES as usize];
-        let mut gpt = Self::with(io, primary, backup, entries.clone());
+        let mut gpt = Self::with(io, primary, backup, entries);
         // An empty table's entries are zeroes, so until the first header is there the disk is
         // blank, and then it has a table. The MBR comes last: with it alone it has neither.
-        gpt.commit(&entries).await?;
+        gpt.settle().await?;
         gpt.write_mbr().await?;
         Ok(gpt)
     }
@@ -390,6 +413,7 @@ impl<D: Disk> Gpt<D> {
         Ok(())
     }
 
+    /// Of neither copy it is known that the disk has it.
     fn with(io: ByteIo<D>, primary: Header, backup: Header, entries: Vec<Option<Entry>>) -> Self {
         let handles = entries.iter().map(|_| Arc::default()).collect();
         Self {
@@ -398,7 +422,8 @@ impl<D: Disk> Gpt<D> {
             backup,
             entries,
             handles,
-            primary_broken: false,
+            primary_on_disk: OnDisk::Broken,
+            backup_on_disk: OnDisk::Broken,
             doubt: None,
         }
     }
@@ -450,12 +475,19 @@ impl<D: Disk> Gpt<D> {
     fn open_any(&self, name: &str) -> Result<(VolumeHandle, Contents), GptError> {
         let index = self.find(name).ok_or(GptError::NoSuchVolume)?;
         let info = self.info(index).ok_or(GptError::NoSuchVolume)?;
-        let other = self.doubt.as_ref().map(|doubt| doubt.get(index));
-        if other.is_some_and(|other| other != self.entries.get(index)) {
+        if self.is_in_doubt(name) {
             return Err(GptError::InDoubt);
         }
         let contents = info.contents;
         Ok((self.handle(index, info), contents))
+    }
+
+    /// Whether a volume is refused as [`GptError::InDoubt`] until [`Self::settle`] works.
+    pub fn is_in_doubt(&self, name: &str) -> bool {
+        self.find(name).is_some_and(|index| {
+            let other = self.doubt.as_ref().map(|doubt| doubt.get(index));
+            other.is_some_and(|other| other != self.entries.get(index))
+        })
     }
 
     fn handle(&self, index: usize, info: VolumeInfo) -> VolumeHandle {
@@ -656,49 +688,79 @@ impl<D: Disk> Gpt<D> {
         (0..self.entries.len()).find(|n| self.info(*n).is_some_and(|info| info.name == name))
     }
 
-    /// Puts other entries in the place of these. If the disk fails, nothing has changed.
+    /// Puts other entries in the place of these. If the disk fails, nothing has changed, or
+    /// it is [`GptError::InDoubt`] whether it has.
     async fn change(&mut self, entries: Vec<Option<Entry>>) -> Result<(), GptError> {
         self.settle().await?;
-        // Whatever becomes of this future: from here on they may be on the disk.
-        self.doubt = Some(entries.clone());
         if let Err(error) = self.commit(&entries).await {
             if let Err(again) = self.settle().await {
                 log::error!("volumes: a failed change of the table cannot be undone: {again}");
             }
-            return Err(error);
+            return Err(match self.doubt {
+                Some(_) => GptError::InDoubt,
+                None => error.into(),
+            });
         }
         self.entries = entries;
         self.doubt = None;
+        self.primary_on_disk = OnDisk::InForce;
+        self.backup_on_disk = OnDisk::InForce;
         Ok(())
     }
 
-    /// Puts the table back that a failed change may have left half written, if there is such
-    /// a change. Until then volumes may be refused as [`GptError::InDoubt`].
-    pub async fn settle(&mut self) -> Result<(), GptError> {
-        if self.doubt.is_some() {
-            let entries = self.entries.clone();
-            self.commit(&entries).await?;
+    /// Writes both copies, each of which holds the table in force. Whatever becomes of this
+    /// future, a copy that it began to write may hold these entries.
+    async fn commit(&mut self, entries: &[Option<Entry>]) -> Result<(), BlockError> {
+        self.doubt = Some(entries.to_vec());
+        self.backup_on_disk = OnDisk::InDoubt;
+        self.write_copy(self.backup, entries).await?;
+        self.primary_on_disk = OnDisk::InDoubt;
+        self.write_copy(self.primary, entries).await
+    }
+
+    /// Writes the table in force to each copy that is not known to hold it: a failed change
+    /// may have left something else there. Until then volumes may be refused as
+    /// [`GptError::InDoubt`].
+    pub async fn settle(&mut self) -> Result<(), BlockError> {
+        let mut result = Ok(());
+        // The backup must not be touched before the primary is whole.
+        if self.primary_on_disk != OnDisk::InForce {
+            (self.primary_on_disk, result) = self.restore(self.primary, self.primary_on_disk).await;
+        }
+        if result.is_ok() && self.backup_on_disk != OnDisk::InForce {
+            (self.backup_on_disk, result) = self.restore(self.backup, self.backup_on_disk).await;
+        }
+        if ![self.primary_on_disk, self.backup_on_disk].contains(&OnDisk::InDoubt) {
             self.doubt = None;
         }
-        Ok(())
+        result
     }
 
-    /// Writes both copies, first the one that is not needed while it is half written.
-    async fn commit(&mut self, entries: &[Option<Entry>]) -> Result<(), GptError> {
-        if self.primary_broken {
-            self.write_copy(self.primary, entries).await?;
-            self.primary_broken = false;
-            self.write_copy(self.backup, entries).await
-        } else {
-            self.write_copy(self.backup, entries).await?;
-            self.primary_broken = true;
-            self.write_copy(self.primary, entries).await?;
-            self.primary_broken = false;
-            Ok(())
+    /// Writes the table in force to a copy. One that cannot be written may hold it
+    /// nevertheless, if the sector that fails never took anything else, or at least not the
+    /// one in doubt.
+    async fn restore(&self, header: Header, before: OnDisk) -> (OnDisk, Result<(), BlockError>) {
+        let Err(error) = self.write_copy(header, &self.entries).await else {
+            return (OnDisk::InForce, Ok(()));
+        };
+        if self.io.flush().await.is_err() {
+            return (before, Err(error));
+        }
+        match read_copy(&self.io, header.my_block).await {
+            Ok(Ok(found)) if found.header.same_table(&header) && found.entries == self.entries => {
+                (OnDisk::InForce, Ok(()))
+            }
+            // A later read may work.
+            Err(_) | Ok(Ok(_) | Err(BadTable::Unreadable(_))) => (before, Err(error)),
+            Ok(Err(_)) => (OnDisk::Broken, Err(error)),
         }
     }
 
-    async fn write_copy(&self, header: Header, entries: &[Option<Entry>]) -> Result<(), GptError> {
+    async fn write_copy(
+        &self,
+        header: Header,
+        entries: &[Option<Entry>],
+    ) -> Result<(), BlockError> {
         let geometry = self.io.disk().geometry();
         let block = geometry.block_sectors();
         let entries = format::encode_entries(entries, geometry.block_size);
