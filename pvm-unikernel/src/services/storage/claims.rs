@@ -82,7 +82,7 @@ impl Storage {
         owner: impl fmt::Display + 'static,
         writable: bool,
     ) -> Result<VolumeClaim, RpcError> {
-        let opened = self.settled().await.open_volume(name);
+        let opened = self.settled(name).await.open_volume(name);
         self.enter_opened(opened, name, owner, writable)
     }
 
@@ -93,16 +93,18 @@ impl Storage {
         name: &str,
         owner: impl fmt::Display + 'static,
     ) -> Result<VolumeClaim, RpcError> {
-        let opened = self.settled().await.open_to_overwrite(name);
+        let opened = self.settled(name).await.open_to_overwrite(name);
         self.enter_opened(opened, name, owner, true)
     }
 
-    /// The table, after another try to undo a change that the disk failed.
-    async fn settled(&self) -> Guard<'_, Gpt<QueueDisk>> {
+    /// The table, after another try to undo a change of this volume that the disk failed.
+    /// Others do not wait for a bad sector.
+    async fn settled(&self, name: &str) -> Guard<'_, Gpt<QueueDisk>> {
         let mut gpt = self.gpt.lock().await;
-        if let Err(error) = gpt.settle().await {
-            // Only volumes that this is about are refused.
-            log::warn!("storage: a failed change of a volume still cannot be undone: {error}");
+        if gpt.is_in_doubt(name)
+            && let Err(error) = gpt.settle().await
+        {
+            log::warn!("storage: a failed change of volume {name} still cannot be undone: {error}");
         }
         gpt
     }
