@@ -99,7 +99,7 @@ where
     let vcpus = start_vcpus();
     let is_dom0 = start_info.flags & SIF_INITDOMAIN != 0;
     if is_dom0 {
-        pinning::pin_all(vcpus, xen_version);
+        pinning::pin_all(vcpus);
     }
     klog::announce(format_args!("{vcpus} vCPUs up"));
     let task = exec::spawn_local(main(BootInfo {

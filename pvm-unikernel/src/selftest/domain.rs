@@ -4,7 +4,6 @@
 use super::{Failure, Outcome, expect};
 use crate::arch::hypercall::{Errno, memory, system};
 use crate::mem::{ForeignMap, LocalForeignMap};
-use crate::pinning::domctl_version;
 use crate::{exec, time};
 use core::time::Duration;
 use hal::VcpuId;
@@ -12,6 +11,17 @@ use xen_abi::DomId;
 use xen_abi::domctl::{Domctl, cmd};
 
 const PAGES: u64 = 600;
+
+/// `XEN_DOMCTL_INTERFACE_VERSION` of a Xen 4.x.
+fn domctl_version(xen: (u32, u32)) -> Option<u32> {
+    match xen {
+        (4, 17) => Some(0x15),
+        (4, 18) => Some(0x16),
+        (4, 19..=21) => Some(0x17),
+        (4, 22) => Some(0x18),
+        _ => None,
+    }
+}
 
 fn domctl(version: u32, command: u32, domain: DomId, argument: &[u8]) -> Result<Domctl, Errno> {
     let mut op = Domctl {

@@ -34,6 +34,7 @@ const ADDRESS: &str = "10.0.2.30";
 pub fn old_xen() -> Result<BedOptions> {
     Ok(BedOptions {
         xen: XenVersion::V4_17,
+        xen_args: super::UNPINNED.into(),
         ..forwarding(ADDRESS, 80)?
     })
 }

@@ -5,7 +5,10 @@ use crate::lab::{Guest, GuestSpec, Lab};
 use crate::qemu::{BedOptions, HOST_ADDRESS};
 use crate::report::Outcome;
 use crate::web;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use std::io;
+use std::net::TcpListener;
+use std::thread;
 use std::time::Duration;
 
 pub const TESTS: &[Test] = &[
@@ -40,7 +43,8 @@ fn first(lab: &mut Lab) -> Result<Guest> {
     lab.boot(&GuestSpec::new("first").memory(256).net(FIRST))
 }
 
-/// A file served by the guest arrives whole.
+/// A file served by the guest arrives whole; it leaves the guest in segments longer than the
+/// wire takes (GSO).
 fn outside_in(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = first(lab)?;
     let sum = guest.ok("mkdir /tmp/w; head -c 3000000 /dev/urandom > /tmp/w/f; httpd -p 80 -h /tmp/w; sha256sum < /tmp/w/f")?;
@@ -50,8 +54,10 @@ fn outside_in(lab: &mut Lab) -> Result<Outcome> {
         .first()
         .context("the bed forwards no port")?
         .host_port;
+    let before = moved(&mut guest, "tx")?;
     let body = web::get(port, "/f", BULK_LIMIT)?;
     ensure!(body.len() == 3_000_000, "{} bytes arrived", body.len());
+    are_long(before, moved(&mut guest, "tx")?, "sent")?;
     let ours = web::sha256(&body, &lab.dir)?;
     ensure!(
         sum.starts_with(&ours),
@@ -60,9 +66,14 @@ fn outside_in(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// A file served outside arrives whole.
+/// Packets up to the MTU are answered from outside, and a file served there arrives whole.
 fn guest_out(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = first(lab)?;
+    for size in [0, 1, 56, 1471, 1472] {
+        guest
+            .ok(&format!("ping -c 2 -W 10 -s {size} {HOST_ADDRESS}"))
+            .with_context(|| format!("{size} bytes"))?;
+    }
     let body: Vec<u8> = (0_u32..750_000)
         .flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
@@ -157,12 +168,32 @@ fn one_byte(lab: &mut Lab) -> Result<Outcome> {
     let mut two = lab.boot(&GuestSpec::new("second").net(SECOND))?;
     two.ok("mkfifo /tmp/p; (nc -l -p 5001 < /tmp/p | cat > /tmp/p) >/dev/null 2>&1 &")?;
     two.ok(&listening(5001))?;
-    let script = format!(
-        "mkfifo /tmp/up /tmp/down; nc {SECOND} 5001 < /tmp/up > /tmp/down & \
-         exec 3>/tmp/up 4</tmp/down; i=0; while [ $i -lt 100 ]; do printf x >&3; \
-         [ \"$(dd bs=1 count=1 <&4 2>/dev/null)\" = x ] || exit 1; i=$((i+1)); done; echo $i"
-    );
-    let count = one.ok_within(&script, BULK_LIMIT)?;
-    ensure!(count == "100", "{count} of 100 messages were echoed");
+    send_bytes(&mut one, SECOND, 5001)?;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free TCP port")?;
+    let port = listener.local_addr()?.port();
+    let echo = thread::spawn(move || -> io::Result<u64> {
+        let (stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        io::copy(&mut &stream, &mut &stream)
+    });
+    send_bytes(&mut two, HOST_ADDRESS, port)?;
+    let count = echo.join().map_err(|_| anyhow!("the echo panicked"))??;
+    ensure!(count == 100, "{count} of 100 messages arrived outside");
     passed()
+}
+
+/// A hundred bytes to who sends them back.
+fn send_bytes(from: &mut Guest, address: &str, port: u16) -> Result<()> {
+    let script = format!(
+        "mkfifo /tmp/up /tmp/down; nc {address} {port} < /tmp/up > /tmp/down & \
+         exec 3>/tmp/up 4</tmp/down; i=0; while [ $i -lt 100 ]; do printf x >&3; \
+         [ \"$(dd bs=1 count=1 <&4 2>/dev/null)\" = x ] || exit 1; i=$((i+1)); done; echo $i; \
+         exec 3>&- 4<&-"
+    );
+    let count = from.ok_within(&script, BULK_LIMIT)?;
+    ensure!(
+        count == "100",
+        "{count} of 100 messages were echoed by {address}"
+    );
+    Ok(())
 }
