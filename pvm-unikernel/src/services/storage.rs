@@ -165,15 +165,20 @@ impl Storage {
         })
     }
 
-    /// The vCPU whose queue a task that should be on `vcpu` can use.
-    pub fn nearest_queue(&self, vcpu: VcpuId) -> VcpuId {
-        let mut queues = (0..self.nvme.queues()).map(|q| self.nvme.queue_vcpu(q));
-        let fallback = queues.clone().next().unwrap_or(vcpu);
-        if queues.any(|v| v == vcpu) {
-            vcpu
-        } else {
-            fallback
-        }
+    /// The vCPU whose queue a task that should be on `vcpu` can use: its own; else, on a
+    /// controller with fewer queues than there are cores, one on its node, and not the main
+    /// container's, if there is one, and not the same for all.
+    pub fn nearest_queue(&self, vcpu: VcpuId, topology: &Topology) -> VcpuId {
+        let queues = (0..self.nvme.queues()).map(|q| self.nvme.queue_vcpu(q));
+        let away = |to: &VcpuId| {
+            (
+                *to != vcpu,
+                topology.node_of(*to) != topology.node_of(vcpu),
+                topology.is_mc(*to),
+                to.0.wrapping_sub(vcpu.0),
+            )
+        };
+        queues.min_by_key(away).unwrap_or(vcpu)
     }
 
     /// Size and habits of a part of the disk.

@@ -66,7 +66,7 @@ impl Vbd {
         let storage = host.storage.as_ref().ok_or(RpcError::NoDisk { place })?;
         let geometry = storage.geometry_of(claim.extent());
         // The task must be where the disk has a queue.
-        let vcpu = storage.nearest_queue(vcpu);
+        let vcpu = storage.nearest_queue(vcpu, &host.topology);
         Ok(Self {
             name: format!("d{guest}/{}", config.vdev),
             guest,
