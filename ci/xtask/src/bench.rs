@@ -154,9 +154,9 @@ fn closer(setup: &mut Setup, dir: &Path) -> Result<Figures> {
     Ok(figures)
 }
 
-/// What the Linux dom0 does: the same, with xl. Each guest gets a partition-sized part of
-/// the NVMe disk through a loop-free device: the whole disk for the first, none for the
-/// others, as one disk cannot be given twice.
+/// What the Linux dom0 does: the same, with xl. A first guest, which is not counted, has the
+/// NVMe disk; one disk cannot be given twice, so the eight have loop devices on empty files
+/// in dom0's memory.
 const JOB: &str = r#"
 now() { cut -d' ' -f1 /proc/uptime; }
 used() { awk '/^MemTotal/{t=$2}/^MemAvailable/{a=$2}END{print t-a}' /proc/meminfo; }
