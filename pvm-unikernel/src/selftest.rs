@@ -74,7 +74,7 @@ async fn all(boot: &BootInfo) {
     report("grow", memory::grow_and_give_back());
     report("nodes", memory::node_ranges());
     if boot.is_dom0 {
-        report("foreign", domain::foreign_map(boot.xen_version).await);
+        report("foreign", domain::foreign_map().await);
     }
     report("idle", tasks::idle_cost().await);
     if failed == 0 {

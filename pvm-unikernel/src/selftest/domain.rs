@@ -1,95 +1,45 @@
 //! A fresh, empty PVH domain: its memory mapped, written, read again, unmapped; then its
 //! end, which waits for the last mapping.
 
-use super::{Failure, Outcome, expect};
-use crate::arch::hypercall::{Errno, memory, system};
+use super::{Outcome, expect};
+use crate::arch::hypercall::{Errno, memory};
 use crate::mem::{ForeignMap, LocalForeignMap};
+use crate::services::host::CALLS;
+use crate::xen_calls::XenCalls;
 use crate::{exec, time};
 use core::time::Duration;
 use hal::VcpuId;
+use toolstack_domain::xen::{NewDomain, Xen};
 use xen_abi::DomId;
-use xen_abi::domctl::{Domctl, cmd};
 
 const PAGES: u64 = 600;
 
-/// `XEN_DOMCTL_INTERFACE_VERSION` of a Xen 4.x.
-fn domctl_version(xen: (u32, u32)) -> Option<u32> {
-    match xen {
-        (4, 17) => Some(0x15),
-        (4, 18) => Some(0x16),
-        (4, 19..=21) => Some(0x17),
-        (4, 22) => Some(0x18),
-        _ => None,
-    }
-}
-
-fn domctl(version: u32, command: u32, domain: DomId, argument: &[u8]) -> Result<Domctl, Errno> {
-    let mut op = Domctl {
-        cmd: command,
-        interface_version: version,
-        domain: domain.0,
-        pad: [0; 3],
-        u: [0; 128],
-    };
-    op.u[..argument.len()].copy_from_slice(argument);
-    // SAFETY: a whole `xen_domctl`; none of the commands used here takes an address.
-    unsafe { system::domctl(&mut op) }?;
-    Ok(op)
-}
-
-/// The argument of createdomain: hvm, hap, one vCPU, local APIC.
-fn create_argument(xen: (u32, u32)) -> [u8; 68] {
-    let mut words = [0u32; 17];
-    words[1] = 0x5e1f_7e57;
-    words[5] = 3;
-    words[7] = 1;
-    words[8] = 1023;
-    words[9] = u32::MAX;
-    words[10] = u32::MAX;
-    words[11] = 2;
-    // 4.19 put `altp2m_opts` before the last four words.
-    words[if xen.1 >= 19 { 15 } else { 14 }] = 1;
-    let mut bytes = [0; 68];
-    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
-        to.copy_from_slice(&word.to_le_bytes());
-    }
-    bytes
-}
-
-pub async fn foreign_map(xen: (u32, u32)) -> Outcome {
-    let Some(version) = domctl_version(xen) else {
-        return Err(Failure("unknown Xen".into()));
-    };
-    let asked = if xen.1 >= 22 { DomId(0x7ff5) } else { DomId(0) };
-    let made = domctl(version, cmd::CREATEDOMAIN, asked, &create_argument(xen))?;
-    let domain = DomId(made.domain);
-    let outcome = use_domain(version, domain).await;
-    domctl(version, cmd::DESTROYDOMAIN, domain, &[])?;
+pub async fn foreign_map() -> Outcome {
+    let xen = Xen::new(&CALLS)?;
+    let domain = xen.create_domain(&NewDomain {
+        uuid: [0; 16],
+        hvm: true,
+        max_vcpus: 1,
+    })?;
+    let outcome = use_domain(&xen, domain).await;
+    xen.destroy_domain(domain)?;
     outcome?;
     // Gone, not only dying: nothing of it is mapped any more.
     let limit = time::now_ns() + 5_000_000_000;
-    loop {
-        match domctl(version, cmd::GETDOMAININFO, domain, &[]) {
-            Err(Errno::ESRCH) => return Ok(()),
-            // Asked for an id that is gone, Xen tells of the next one there is.
-            Ok(info) if info.domain != domain.0 => return Ok(()),
-            Ok(_) | Err(_) if time::now_ns() < limit => {
-                time::sleep(Duration::from_millis(20)).await;
-            }
-            Ok(_) | Err(_) => return Err(Failure("the domain stays as a zombie".into())),
-        }
+    while xen.domain_info(domain)?.is_some() {
+        expect(
+            time::now_ns() < limit,
+            format_args!("the domain stays as a zombie"),
+        )?;
+        time::sleep(Duration::from_millis(20)).await;
     }
+    Ok(())
 }
 
-async fn use_domain(version: u32, domain: DomId) -> Outcome {
-    domctl(version, cmd::MAX_VCPUS, domain, &1u32.to_le_bytes())?;
-    domctl(version, cmd::MAX_MEM, domain, &(64u64 << 10).to_le_bytes())?;
-    domctl(
-        version,
-        cmd::SET_PAGING_MEMPOOL_SIZE,
-        domain,
-        &(4u64 << 20).to_le_bytes(),
-    )?;
+async fn use_domain(xen: &Xen<'_, XenCalls>, domain: DomId) -> Outcome {
+    xen.set_max_vcpus(domain, 1)?;
+    xen.set_max_memory(domain, 64 << 10)?;
+    xen.set_paging_pool(domain, 4 << 20)?;
     let mut list: alloc::vec::Vec<u64> = (0..PAGES).map(|n| 0x100 + n).collect();
     let done = memory::populate(domain, &mut list, 0, 0)?;
     expect(
