@@ -15,12 +15,14 @@ mod dma;
 mod mmio;
 pub mod net;
 pub mod pci;
+mod queues;
 pub mod timer;
 mod turn;
 
 pub use dma::{DmaAllocator, DmaBuffer, DmaSegment};
 pub use mmio::Mmio;
 pub use pci::{Interrupt, PciFunction};
+pub use queues::nearest_queue;
 pub use timer::Timer;
 pub use turn::yield_now;
 

@@ -165,20 +165,14 @@ impl Storage {
         })
     }
 
-    /// The vCPU whose queue a task that should be on `vcpu` can use: its own; else, on a
-    /// controller with fewer queues than there are cores, one on its node, and not the main
-    /// container's, if there is one, and not the same for all.
+    /// The vCPU whose queue a task that should be on `vcpu` can use: if not its own, one on its
+    /// node rather than elsewhere, and a guest's core rather than the main container's.
     pub fn nearest_queue(&self, vcpu: VcpuId, topology: &Topology) -> VcpuId {
         let queues = (0..self.nvme.queues()).map(|q| self.nvme.queue_vcpu(q));
-        let away = |to: &VcpuId| {
-            (
-                *to != vcpu,
-                topology.node_of(*to) != topology.node_of(vcpu),
-                topology.is_mc(*to),
-                to.0.wrapping_sub(vcpu.0),
-            )
-        };
-        queues.min_by_key(away).unwrap_or(vcpu)
+        let node = topology.node_of(vcpu);
+        hal::nearest_queue(vcpu, queues, |to| {
+            (topology.node_of(to) != node, topology.is_mc(to))
+        })
     }
 
     /// Size and habits of a part of the disk.
