@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
+use toolstack_domain::placement;
 use toolstack_rpc::clients::{self, Full};
 use toolstack_rpc::message::{HostInfo, LogSource, NodeInfo, OwnMemory};
 use toolstack_rpc::server::{self, ServerKeys};
@@ -27,7 +28,7 @@ use crate::{exec, log as host_log, rng, time};
 
 /// Administrators served at once. A further one takes the place of who has been idle for
 /// longest ([`clients::Clients`]), or is told that the host is busy.
-const MAX_CLIENTS: usize = 12;
+const MAX_CLIENTS: usize = placement::CLIENTS;
 /// For how long we have waited for who makes room: for its next request, for bytes of it, or
 /// for it to take ours. Output of a guest's console does not count; that also goes to
 /// consoles that somebody forgot.
@@ -35,7 +36,7 @@ const CLIENT_IDLE_NS: u64 = 60_000_000_000;
 /// Strangers at once: peers that have not yet sent a frame that opens. For a further one,
 /// the address with most of them loses its oldest ([`strangers::Strangers`]), so that those
 /// from fewer addresses than this push nobody else's out.
-const MAX_STRANGERS: usize = 8;
+const MAX_STRANGERS: usize = placement::STRANGERS;
 /// What hello, handshake and the first frame may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 

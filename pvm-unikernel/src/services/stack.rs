@@ -24,6 +24,7 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 use toolstack_boot::Address;
+use toolstack_domain::placement;
 use toolstack_rpc::stream::ByteStream;
 
 use crate::exec;
@@ -31,13 +32,13 @@ use crate::sync::Notify;
 use crate::time;
 
 /// Bytes of a connection's receive buffer: the window that a volume import fills.
-const RECEIVE_BUFFER: usize = 64 * 1024;
+const RECEIVE_BUFFER: usize = placement::SOCKET_BUFFERS.0;
 /// Bytes of a connection's send buffer.
-const SEND_BUFFER: usize = 32 * 1024;
+const SEND_BUFFER: usize = placement::SOCKET_BUFFERS.1;
 /// Listening sockets kept ready: connections that may arrive before one is accepted.
 const BACKLOG: usize = 4;
 /// Connections at once, listening sockets included; bounds the stack's memory.
-const MAX_SOCKETS: usize = 24;
+const MAX_SOCKETS: usize = placement::SOCKETS;
 /// A peer silent for this long, with keep-alives unanswered, is gone. This many seconds are
 /// the most that one which vanished holds its place: see [`Connection::ended`].
 const PEER_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(30);

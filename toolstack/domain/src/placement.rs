@@ -20,21 +20,30 @@ const fn kib(kib: u64) -> u64 {
 
 /// Pages of packets that the tasks of one of the pVM's vCPUs may hold, on its node.
 pub const PACKETS: usize = (8 << 20) / PAGE_SIZE;
+/// Administrators that the host serves at once.
+pub const CLIENTS: usize = 12;
+/// Peers of the RPC port at once that have not proved to be administrators.
+pub const STRANGERS: usize = 8;
+/// Connections of the management address at once, and bytes of buffers for each: what is
+/// received, and what is sent.
+pub const SOCKETS: usize = 24;
+/// See [`SOCKETS`].
+pub const SOCKET_BUFFERS: (usize, usize) = (64 << 10, 32 << 10);
 /// Drivers, the partition table, the catalog of images.
 const HEAP_OF_DRIVERS: u64 = kib(4 << 10);
 /// Old states that transactions keep, which are charged to nobody (`PINNED_MAX` of
 /// `toolstack/xenstore/src/server.rs`), and a quarter of it for what an allocator loses.
 const HEAP_OF_XENSTORE: u64 = kib(4_096 * 5 / 4);
-/// The management address: 24 sockets of 96 KiB (`services/stack.rs`).
-const HEAP_OF_SOCKETS: u64 = kib(24 * 96);
-/// Strangers at the RPC port, 8 of them: their handshakes.
-const HEAP_OF_STRANGERS: u64 = kib(8 * 64);
+/// The management address.
+const HEAP_OF_SOCKETS: u64 =
+    (SOCKETS * (SOCKET_BUFFERS.0 + SOCKET_BUFFERS.1)).div_ceil(PAGE_SIZE) as u64;
+/// Strangers' handshakes.
+const HEAP_OF_STRANGERS: u64 = STRANGERS as u64 * kib(64);
 /// What an administrator can make it hold by reading slowly: the longest text (1 MiB of
 /// xenstore or of Xen's log, in a vector that has grown to twice that), a request, frames.
 const HEAP_OF_CLIENT: u64 = kib(2_048 + 256);
-/// Of them there are 12 (`services/rpc.rs`), of whom one at a time has his text copied as its
-/// vector grows.
-const HEAP_OF_CLIENTS: u64 = 12 * HEAP_OF_CLIENT + kib(1_024);
+/// Of them one at a time has his text copied as its vector grows.
+const HEAP_OF_CLIENTS: u64 = CLIENTS as u64 * HEAP_OF_CLIENT + kib(1_024);
 /// Pages of the pVM's heap that no guest is the reason for.
 const HEAP: u64 =
     HEAP_OF_DRIVERS + HEAP_OF_XENSTORE + HEAP_OF_SOCKETS + HEAP_OF_STRANGERS + HEAP_OF_CLIENTS;
