@@ -170,7 +170,7 @@ kernel="/job/vmlinuz"
 ramdisk="/job/ramdisk.gz"
 memory=192
 vcpus=1
-cmdline="console=hvc0 loglevel=4 closer.ip=10.0.2.$((30+i))/24"
+cmdline="console=hvc0 loglevel=4 cryptomgr.notests closer.ip=10.0.2.$((30+i))/24"
 tsc_mode="native"
 vif=["bridge=xenbr0"]
 disk=["format=raw,vdev=xvda,access=w,backendtype=phy,script=block-minimal,target=/dev/$([ $i = 0 ] && echo nvme0n1 || echo loop$i)"]

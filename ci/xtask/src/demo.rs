@@ -64,6 +64,7 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
         let mut setup = Setup::open(paths)?;
         setup.xen(XenVersion::V4_20)?;
         setup.debian_root()?;
+        setup.grub()?;
         Ok((setup, nothing()))
     })?;
     step(since, "build Closer", || {
@@ -79,7 +80,7 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
         forward: vec![forward],
         ..BedOptions::default()
     };
-    let image = setup.debian_root()?.image.to_string_lossy().into_owned();
+    let image = setup.debian_root()?.to_string_lossy().into_owned();
     let mut lab = Lab::new(&mut setup, options, logs)?;
     step(
         since,
@@ -106,14 +107,18 @@ fn steps(paths: &Paths, logs: &Path, since: Instant) -> Result<()> {
     )?;
     let free_before = lab.free_memory()?;
     let spec = GuestSpec::new(NAME)
-        .boot(BootFrom::Root)
+        .boot(BootFrom::Grub)
         .memory(512)
         .vcpus(2);
     let spec = spec.disk(NAME).net(DEBIAN_ADDRESS);
-    let mut guest = step(since, "create a PVH guest that boots from it", || {
-        let guest = lab.create(&spec)?;
-        Ok((guest, lab.closer(&["list"])?))
-    })?;
+    let mut guest = step(
+        since,
+        "create a PVH guest that boots from it, through GRUB",
+        || {
+            let guest = lab.create(&spec)?;
+            Ok((guest, lab.closer(&["list"])?))
+        },
+    )?;
     step(since, "wait for its shell", || {
         guest.console.wait_for_shell(BOOT_LIMIT * 2)?;
         Ok(((), nothing()))

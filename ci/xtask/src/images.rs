@@ -16,13 +16,15 @@ const CUSTOMIZE: &str = include_str!("../guest/customize");
 
 /// Changes whenever what goes into a ramdisk does and the texts above do not.
 const RAMDISK_RECIPE: &str = "4";
-/// Of the disk from which GRUB boots one kernel.
+/// Of the disk from which GRUB boots a kernel: that which the guest has written into
+/// kernel.cfg, if it has.
 ///
 /// GRUB under PV unpacks gzip, LZO and xz; Debian 13's kernel is packed with zstd.
 const GRUB_CFG: &str = "set timeout=0
 if [ \"$grub_platform\" = xen_pvh ]; then set kernel=trixie; else set kernel=bookworm; fi
+if [ -e /boot/grub/kernel.cfg ]; then source /boot/grub/kernel.cfg; fi
 menuentry disk {
-  linux /boot/vmlinuz-$kernel console=hvc0 loglevel=4 from=grub.cfg
+  linux /boot/vmlinuz-$kernel console=hvc0 loglevel=4 cryptomgr.notests from=grub.cfg
   initrd /boot/ramdisk.gz
 }
 ";
@@ -75,17 +77,6 @@ pub enum Ramdisk {
     Small,
     /// And fio; wants 256 MiB.
     Full,
-}
-
-/// A Debian root file system.
-#[derive(Clone, Debug)]
-pub struct DebianRoot {
-    /// ext4 image of the whole disk, with kernel, initrd and grub.cfg inside.
-    pub image: PathBuf,
-    /// The kernel inside, for booting without GRUB.
-    pub vmlinuz: PathBuf,
-    /// Its initrd.
-    pub initrd: PathBuf,
 }
 
 impl Setup {
@@ -189,8 +180,8 @@ impl Setup {
             .map(|piece| piece.join("root"))
     }
 
-    /// The Debian guest's disk.
-    pub fn debian_root(&mut self) -> Result<DebianRoot> {
+    /// The Debian guest's disk: an ext4 image with kernel, initrd and grub.cfg inside.
+    pub fn debian_root(&mut self) -> Result<PathBuf> {
         let log = self.paths().target.join("debian-root.log");
         let piece = self
             .cache()
@@ -222,20 +213,10 @@ impl Setup {
                     .arg(&root)
                     .arg(debian::source_line("trixie")?.trim_end());
                 run_logged(&mut command, &log, MMDEBSTRAP_LIMIT)?;
-                for name in ["vmlinuz", "initrd.img"] {
-                    let real = root.join("boot").join(name).canonicalize();
-                    let real = real.with_context(|| format!("Debian installed no {name}"))?;
-                    run(as_root("cp")?.arg(&real).arg(dir.join(name)))?;
-                    run(as_root("chmod")?.arg("a+r").arg(dir.join(name)))?;
-                }
                 make_ext4(&root, &dir.join("disk.img"), ROOT_MIB)?;
                 crate::cache::remove(&root)
             })?;
-        Ok(DebianRoot {
-            image: piece.join("disk.img"),
-            vmlinuz: piece.join("vmlinuz"),
-            initrd: piece.join("initrd.img"),
-        })
+        Ok(piece.join("disk.img"))
     }
 }
 
