@@ -12,7 +12,7 @@ mod wakers;
 
 pub use frame::{Checksum, Frame, FramePart, IpVersion, L4, Layout, MAX_PARTS};
 pub use mac::MacAddr;
-pub use pool::{BUFFER_SIZE, PacketBuffer, PacketPool, PoolUse};
+pub use pool::{BUFFER_SIZE, PacketBuffer, PacketPool, PoolGauge, PoolUse};
 pub use wakers::WakerQueue;
 
 use crate::{Interrupt, VcpuId};

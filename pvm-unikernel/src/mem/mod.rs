@@ -32,7 +32,7 @@ pub use buddy::{NodeCount, counts, set_node_ranges};
 pub use device::{map_mmio, map_phys_ro};
 pub use foreign::{ForeignMap, LocalForeignMap, MapError};
 pub use frames::{Frames, NodeFrames};
-pub use heap::heap_used_bytes;
+pub use heap::{heap_held_bytes, heap_used_bytes};
 pub use paging::{frame_of, root};
 pub use reservation::{give_back, grow, of_domain, shrink};
 

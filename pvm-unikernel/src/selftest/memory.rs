@@ -86,14 +86,14 @@ pub fn frames() -> Outcome {
 
 /// Big and small blocks; what the heap takes it gives back.
 pub fn heap() -> Outcome {
-    let before = mem::heap_used_bytes();
+    let before = mem::heap_held_bytes();
     {
         let mut blocks: Vec<Vec<u8>> = (0..200).map(|n| vec![7; n * 97 + 1]).collect();
         blocks.push(vec![9; 6 << 20]);
         let sum: usize = blocks.iter().map(|block| usize::from(block[0])).sum();
         expect(sum == 200 * 7 + 9, format_args!("blocks overlap: {sum}"))?;
     }
-    let after = mem::heap_used_bytes();
+    let after = mem::heap_held_bytes();
     announce(format_args!("selftest: heap holds {} KiB", after >> 10));
     let kept = after.saturating_sub(before);
     expect(

@@ -16,11 +16,13 @@ use backend_net::{Limits, LocalPort, Port, Stopper, Switch, stop_pair};
 use driver_igb::Igb;
 use driver_pci::Function;
 use hal::Node;
-use hal::net::{Filtering, Link, MacAddr, NetDevice, PacketPool, Statistics};
+use hal::net::{
+    BUFFER_SIZE, Filtering, Link, MacAddr, NetDevice, PacketPool, PoolGauge, Statistics,
+};
 use toolstack_boot::nic::{Found, FoundState, NoNic};
 use toolstack_boot::{Nic, PciAddress};
 
-use crate::arch::{MAX_VCPUS, PerCpu};
+use crate::arch::{MAX_VCPUS, PerCpu, SpinLock};
 use crate::clock::VcpuTimer;
 use crate::event::Port as EventPort;
 use crate::exec;
@@ -41,13 +43,24 @@ const REPORT: Duration = Duration::from_secs(60);
 /// Each vCPU's packet memory, on its node.
 static POOLS: PerCpu<OnceCell<PacketPool>> = PerCpu::new([const { OnceCell::new() }; MAX_VCPUS]);
 
+/// Of all vCPUs' packet memory.
+static GAUGES: SpinLock<Vec<PoolGauge>> = SpinLock::new(Vec::new());
+
 /// The running vCPU's packet memory.
 pub fn pool(topology: &Topology) -> PacketPool {
     let node = topology.node_of(exec::current());
-    POOLS
-        .here()
-        .get_or_init(|| PacketPool::new(Rc::new(NodeFrames), node, POOL_PAGES))
-        .clone()
+    let new = || {
+        let pool = PacketPool::new(Rc::new(NodeFrames), node, POOL_PAGES);
+        GAUGES.lock().push(pool.gauge());
+        pool
+    };
+    POOLS.here().get_or_init(new).clone()
+}
+
+/// Bytes of packet memory that holds no packet and waits for the next one.
+pub fn idle_packet_bytes() -> usize {
+    let free = |gauge: &PoolGauge| gauge.usage().free * BUFFER_SIZE;
+    GAUGES.lock().iter().map(free).sum()
 }
 
 /// The host's network.

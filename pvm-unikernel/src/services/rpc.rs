@@ -380,6 +380,8 @@ async fn host_info(host: &Host) -> Result<HostInfo, RpcError> {
         own: OwnMemory {
             total: counts.iter().map(|c| c.total * page).sum(),
             used: counts.iter().map(used).sum(),
+            packets_idle: super::network::idle_packet_bytes() as u64,
+            heap_held: crate::mem::heap_held_bytes() as u64,
             heap_used: crate::mem::heap_used_bytes() as u64,
         },
         guests: host.guests.count(),

@@ -51,6 +51,8 @@ pub fn info(global: &Global) -> Result<(), Failure> {
             "closer_memory": {
                 "total_bytes": info.own.total,
                 "used_bytes": info.own.used,
+                "packets_idle_bytes": info.own.packets_idle,
+                "heap_held_bytes": info.own.heap_held,
                 "heap_used_bytes": info.own.heap_used,
             },
             "closer_cpu": { "vcpu_ns": info.vcpu_ns },
@@ -92,10 +94,12 @@ pub fn info(global: &Global) -> Result<(), Failure> {
     field(
         "closer's memory",
         format!(
-            "{} used of {}, heap {}",
+            "{} used of {}; heap {} of {}, kept for packets {}",
             output::size(info.own.used),
             output::size(info.own.total),
-            output::size(info.own.heap_used)
+            output::size(info.own.heap_used),
+            output::size(info.own.heap_held),
+            output::size(info.own.packets_idle)
         ),
     )?;
     let ran = info.vcpu_ns.iter();

@@ -593,6 +593,8 @@ impl State {
             own: OwnMemory {
                 total: 64 << 20,
                 used: 12 << 20,
+                packets_idle: 1 << 20,
+                heap_held: 3 << 20,
                 heap_used: 2 << 20,
             },
             guests: u32::try_from(self.guests.len()).unwrap_or(u32::MAX),

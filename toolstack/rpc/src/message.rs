@@ -303,7 +303,12 @@ pub struct OwnMemory {
     pub total: u64,
     /// Page frames in use, image and heap included.
     pub used: u64,
-    /// Heap in use, a part of `used`.
+    /// Packet memory that no packet is in, a part of `used`: what traffic has needed once
+    /// is kept for the next.
+    pub packets_idle: u64,
+    /// Frames of the heap, a part of `used`.
+    pub heap_held: u64,
+    /// What is allocated in them, to the byte.
     pub heap_used: u64,
 }
 

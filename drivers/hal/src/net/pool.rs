@@ -129,16 +129,39 @@ impl PacketPool {
 
     /// How full it is.
     pub fn usage(&self) -> PoolUse {
-        PoolUse {
-            allocated: self.home.allocated.load(Ordering::Relaxed),
-            free: self.home.free.len(),
-            max: self.home.max,
-        }
+        self.gauge().usage()
+    }
+
+    /// Tells how full it is on any vCPU.
+    pub fn gauge(&self) -> PoolGauge {
+        PoolGauge(self.home.clone())
     }
 
     /// The node its buffers are wanted on.
     pub fn node(&self) -> Node {
         self.node
+    }
+}
+
+/// Tells how full a pool is, on any vCPU.
+#[derive(Clone)]
+pub struct PoolGauge(Arc<Home>);
+
+impl fmt::Debug for PoolGauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PoolGauge({:?})", self.usage())
+    }
+}
+
+impl PoolGauge {
+    /// How full it is: exact while nobody takes or gives one back.
+    pub fn usage(&self) -> PoolUse {
+        let home = &self.0;
+        PoolUse {
+            allocated: home.allocated.load(Ordering::Relaxed),
+            free: home.free.len(),
+            max: home.max,
+        }
     }
 }
 
