@@ -2,18 +2,14 @@
 
 use crate::build::{self, TARGET, cargo};
 use crate::paths::Paths;
-use crate::process::{self, output, run_logged};
+use crate::process::{output, run_logged};
 use crate::setup::{Setup, XenVersion, find};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-/// Time for all of test-xenstore.
-const XENSTORE_LIMIT: Duration = Duration::from_secs(300);
 const CARGO_LIMIT: Duration = Duration::from_secs(900);
 /// Files larger than this do not belong in the checkout.
 const MAX_FILE: u64 = 1 << 20;
@@ -118,8 +114,8 @@ pub fn host_tests(paths: &Paths, logs: &Path) -> Result<String> {
     let mut command = cargo(paths);
     command.args(["test", "--locked", "--no-fail-fast"]);
     let done = run_logged(&mut command, &log, CARGO_LIMIT);
-    let text = fs::read_to_string(&log).context("cannot read the tests' log")?;
     if let Err(error) = done {
+        let text = fs::read_to_string(&log).context("cannot read the tests' log")?;
         let marks = [" ... FAILED", "panicked at", "error[", "error:", "    `-p "];
         let told = text
             .lines()
@@ -132,6 +128,24 @@ pub fn host_tests(paths: &Paths, logs: &Path) -> Result<String> {
             anyhow!("{}: {}", log.display(), told.join("\n"))
         });
     }
+    tests_passed(&log)
+}
+
+/// Debian's own `test-xenstore` and xenstore utilities against our server, through a Unix
+/// socket.
+pub fn test_xenstore(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<String> {
+    let log = logs.join("test-xenstore.log");
+    let mut command = cargo(paths);
+    command.env("CLOSER_XEN_ROOT", setup.xen_utils()?);
+    command.args(["test", "--locked", "--package", "toolstack-xenstore"]);
+    command.args(["--test", "debian_tools", "--", "--include-ignored"]);
+    run_logged(&mut command, &log, CARGO_LIMIT)?;
+    tests_passed(&log)
+}
+
+/// How many tests a log of `cargo test` counts; none is an error.
+fn tests_passed(log: &Path) -> Result<String> {
+    let text = fs::read_to_string(log).context("cannot read the tests' log")?;
     let passed: u64 = text
         .lines()
         .filter_map(|line| {
@@ -144,57 +158,6 @@ pub fn host_tests(paths: &Paths, logs: &Path) -> Result<String> {
         .sum();
     ensure!(passed > 0, "cargo test ran no test");
     Ok(format!("{passed} tests"))
-}
-
-/// Debian's own `test-xenstore` against our server, through a Unix socket.
-pub fn test_xenstore(paths: &Paths, logs: &Path, setup: &mut Setup) -> Result<String> {
-    let mut build = cargo(paths);
-    build.args(["build", "--locked", "--package", "toolstack-xenstore"]);
-    build.args(["--example", "xenstored-host"]);
-    run_logged(&mut build, &logs.join("xenstored-build.log"), CARGO_LIMIT)?;
-    // A socket's path is at most 107 bytes long, and the logs' folder may be deep.
-    let socket = std::env::temp_dir().join(format!("closer-xenstore-{}", std::process::id()));
-    let mut server = Command::new(paths.target.join("debug/examples/xenstored-host"))
-        .arg(&socket)
-        .stdout(Stdio::null())
-        .spawn()
-        .context("cannot start the xenstore server")?;
-    process::end_on_interrupt(server.id());
-    let tested = wait_for_socket(&socket).and_then(|()| {
-        let mut test = Command::new(setup.xen_utils()?.join("run"));
-        test.args(["test-xenstore", "-r", "5"])
-            .env("XENSTORED_PATH", &socket);
-        run_logged(&mut test, &logs.join("test-xenstore.log"), XENSTORE_LIMIT)
-    });
-    server
-        .kill()
-        .context("the xenstore server ended by itself")?;
-    server
-        .wait()
-        .context("the xenstore server is left behind")?;
-    process::outlives_interrupt(server.id());
-    if socket.exists() {
-        fs::remove_file(&socket).context("cannot remove the socket")?;
-    }
-    tested?;
-    let text = fs::read_to_string(logs.join("test-xenstore.log")).context("no log")?;
-    let failed = text
-        .lines()
-        .find(|line| line.to_lowercase().contains("fail"));
-    ensure!(failed.is_none(), "test-xenstore says {failed:?}");
-    Ok(String::new())
-}
-
-fn wait_for_socket(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while UnixStream::connect(socket).is_err() {
-        ensure!(
-            Instant::now() < deadline,
-            "the xenstore server does not listen"
-        );
-        thread::sleep(process::POLL);
-    }
-    Ok(())
 }
 
 /// Our layouts and constants against the public headers of each supported Xen.

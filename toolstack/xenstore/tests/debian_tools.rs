@@ -1,8 +1,8 @@
 //! Xen's own test and tools, as Debian ships them, against the server on a Unix socket.
 //!
-//! `CLOSER_XEN_ROOT` names a folder with the unpacked packages `xen-utils-4.20`,
-//! `xenstore-utils` and the `libxen*` they need; also `libc6` of the same release if
-//! the host's is older. `cargo test -p toolstack-xenstore --test debian_tools -- --ignored`
+//! `cargo xtask test --only test-xenstore` runs these, with `CLOSER_XEN_ROOT` naming a
+//! folder with the unpacked packages `xen-utils-4.20`, `xenstore-utils` and all the
+//! libraries they need.
 #[allow(dead_code, reason = "its main is for the shell")]
 #[path = "../examples/xenstored-host.rs"]
 mod host;
@@ -43,12 +43,7 @@ impl Xen {
         let loader = libraries.join("ld-linux-x86-64.so.2");
         let mut command = Command::new("timeout");
         command.arg(DEADLINE_S);
-        if loader.exists() {
-            command.arg(loader).arg("--library-path").arg(&libraries);
-        } else {
-            command.arg("env");
-            command.arg(format!("LD_LIBRARY_PATH={}", libraries.display()));
-        }
+        command.arg(loader).arg("--library-path").arg(&libraries);
         command.arg(self.root.join(program));
         command.env("XENSTORED_PATH", &self.socket);
         command

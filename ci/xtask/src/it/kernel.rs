@@ -23,6 +23,10 @@ pub const TESTS: &[Test] = &[
         run: panic,
     },
     Test {
+        name: "a-stack-that-is-used-up-ends-the-host",
+        run: overflow,
+    },
+    Test {
         name: "a-panic-can-halt",
         run: halt,
     },
@@ -53,13 +57,29 @@ fn selftest(lab: &mut Lab) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{} checks", good.len())))
 }
 
+/// Of Rust's, and of what the processor traps.
 fn panic(lab: &mut Lab) -> Result<Outcome> {
-    let bed = lab.boot_until("selftest=panic panic=1", "asked for by selftest=panic")?;
+    // What panics is compiled into its caller.
+    panics(
+        lab,
+        "panic",
+        "asked for by selftest=panic",
+        "closer_pvm4main",
+    )?;
+    let fault = "closer: panicked by page fault (error 0x0) at address 0x8, ";
+    panics(lab, "fault", fault, "closer_pvm8selftest5fault")?;
+    passed()
+}
+
+/// One of the self-test's panics says `text`, its backtrace leads to `function`, and the
+/// machine starts anew.
+fn panics(lab: &mut Lab, which: &str, text: &str, function: &str) -> Result<()> {
+    let bed = lab.boot_until(&format!("selftest={which} panic=1"), text)?;
     // QEMU ends where a machine would reset.
     bed.wait_for_end(Duration::from_secs(60))?;
     let serial = fs::read_to_string(bed.files.serial())?;
     let (_, trace) = serial
-        .split_once("asked for by selftest=panic")
+        .split_once(text)
         .context("the panic's text went away")?;
     let addresses = trace
         .split_whitespace()
@@ -70,11 +90,18 @@ fn panic(lab: &mut Lab) -> Result<Outcome> {
             .arg(lab.setup.paths().pvm())
             .args(addresses),
     )?;
-    // What panicked is compiled into its caller.
     ensure!(
-        names.contains("closer_pvm4main"),
+        names.contains(function),
         "the backtrace does not lead to the panic: {names}\nof{trace}"
     );
+    Ok(())
+}
+
+/// A stack that is used up meets its guard page. There is none left for a trap's frame, so
+/// Xen says where, and ends the host; nothing is overwritten.
+fn overflow(lab: &mut Lab) -> Result<Outcome> {
+    let bed = lab.boot_until("selftest=overflow", "Hardware Dom0 crashed")?;
+    bed.wait_for_end(Duration::from_secs(60))?;
     passed()
 }
 
