@@ -428,6 +428,16 @@ fn poll_stack(bed: &Bed, local: &mut LocalPort, mut each: impl FnMut(Vec<u8>)) {
     }
 }
 
+/// A ring full to the management address, and the backend's turn.
+fn flood(bed: &Bed, guest: &mut Guest, n: u32) {
+    guest.front.collect_tx();
+    while guest.front.tx_free() > 1 {
+        let frame = raw(guest.mac, mac(9), &pattern(n, 46));
+        guest.front.send(&frame, &Sending::default());
+    }
+    bed.run();
+}
+
 /// One guest sends to the management address as fast as it can, the administrator now and
 /// then, through the NIC.
 #[test]
@@ -440,12 +450,7 @@ fn a_guest_that_floods_our_own_stack_does_not_keep_the_wire_out() {
     for n in 0..200 {
         // Between two polls the guest's own core sends a ring full.
         for _ in 0..3 {
-            guest.front.collect_tx();
-            while guest.front.tx_free() > 1 {
-                let frame = raw(guest.mac, mac(9), &pattern(n, 46));
-                guest.front.send(&frame, &Sending::default());
-            }
-            bed.run();
+            flood(&bed, &mut guest, n);
         }
         let frame = raw(OUTSIDE, mac(9), &pattern(n, 46));
         outside
@@ -508,12 +513,7 @@ fn guests_take_turns_at_our_own_stack() {
     let mut quiet = bed.guest(2, LINUX, 0);
     let mut arrived = 0;
     for n in 0..50 {
-        loud.front.collect_tx();
-        while loud.front.tx_free() > 1 {
-            let frame = raw(loud.mac, mac(9), &pattern(n, 46));
-            loud.front.send(&frame, &Sending::default());
-        }
-        bed.run();
+        flood(&bed, &mut loud, n);
         quiet.front.collect_tx();
         let frame = raw(quiet.mac, mac(9), &pattern(n, 46));
         quiet.front.send(&frame, &Sending::default());

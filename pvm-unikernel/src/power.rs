@@ -3,20 +3,13 @@
 #![expect(unsafe_code, reason = "one platform hypercall")]
 
 use driver_acpi::{Acpi, sleep_type_s5};
-use xen_abi::platform::{EnterAcpiSleep, XENPF_ENTER_ACPI_SLEEP, XENPF_INTERFACE_VERSION};
+use xen_abi::platform::{
+    EnterAcpiSleep, PlatformOp, XENPF_ENTER_ACPI_SLEEP, XENPF_INTERFACE_VERSION,
+};
+use zerocopy::IntoBytes;
 
 use crate::arch::hypercall::sched::{ShutdownReason, shutdown};
 use crate::arch::hypercall::system;
-
-/// `struct xen_platform_op` with this command's part of the union.
-#[repr(C)]
-struct SleepOp {
-    cmd: u32,
-    interface_version: u32,
-    sleep: EnterAcpiSleep,
-    /// The union has 128 bytes.
-    rest: [u8; 116],
-}
 
 /// `SLP_EN` of the PM1 control registers.
 const SLP_EN: u16 = 1 << 13;
@@ -51,12 +44,12 @@ impl Power {
                 sleep_state: 5,
                 flags: 0,
             };
-            let mut op = SleepOp {
+            let mut op = PlatformOp {
                 cmd: XENPF_ENTER_ACPI_SLEEP,
                 interface_version: XENPF_INTERFACE_VERSION,
-                sleep,
-                rest: [0; 116],
+                u: [0; 128],
             };
+            op.u[..size_of_val(&sleep)].copy_from_slice(sleep.as_bytes());
             // SAFETY: a whole `xen_platform_op` without addresses; if Xen grants it, nothing
             // of ours runs any more.
             if let Err(errno) = unsafe { system::platform_op(&mut op) } {

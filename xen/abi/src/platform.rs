@@ -14,6 +14,18 @@ pub const XENPF_GET_CPUINFO: u32 = 55;
 /// `XENPF_firmware_info`.
 pub const XENPF_FIRMWARE_INFO: u32 = 50;
 
+/// `struct xen_platform_op`: every call's envelope.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct PlatformOp {
+    /// One of `XENPF_*`.
+    pub cmd: u32,
+    /// [`XENPF_INTERFACE_VERSION`].
+    pub interface_version: u32,
+    /// The structure that `cmd` wants, then zeroes.
+    pub u: [u8; 128],
+}
+
 /// `struct xenpf_enter_acpi_sleep`: sleep or power off.
 #[derive(Clone, Copy, Debug, Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
@@ -32,6 +44,7 @@ const _: () = assert!(size_of::<EnterAcpiSleep>() == 12);
 
 abi_check! {
     header "platform.h";
+    struct "struct xen_platform_op" = PlatformOp { "cmd" => cmd, "interface_version" => interface_version, "u" => u };
     struct "struct xenpf_enter_acpi_sleep" = EnterAcpiSleep { "val_a" => val_a, "val_b" => val_b, "sleep_state" => sleep_state, "flags" => flags };
     const "XENPF_INTERFACE_VERSION" = XENPF_INTERFACE_VERSION;
     const "XENPF_settime64" = XENPF_SETTIME64;
