@@ -30,6 +30,14 @@ pub fn addresses(prefix: &[u8]) -> Option<(MacAddr, MacAddr)> {
     Some((MacAddr(to), MacAddr(from)))
 }
 
+/// The destination port of an untagged UDP packet over IPv4, of a fragment too: the receiver
+/// may not look whether it is one.
+pub fn udp_v4_destination(prefix: &[u8]) -> Option<u16> {
+    let header = usize::from(prefix.get(ETHERNET)? & 0xf) * 4;
+    let is_udp = be16(prefix, 12)? == IPV4 && *prefix.get(ETHERNET + 9)? == UDP;
+    is_udp.then(|| be16(prefix, ETHERNET + header + 2))?
+}
+
 /// Finds the headers of a TCP or UDP frame of `len` bytes that starts with `prefix`
 /// (the whole frame if it is shorter than [`PREFIX`]).
 ///

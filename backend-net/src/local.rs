@@ -14,6 +14,9 @@ use hal::net::{Checksum, Frame, MacAddr, PacketPool};
 /// Frames looked at in vain before [`LocalPort::try_recv`] gives up for now.
 const MAX_DROPPED: usize = 8;
 
+/// UDP port of who asks a DHCP server (RFC 2131).
+const DHCP_CLIENT: u16 = 68;
+
 /// Where our frames come from: the wire, or some of the guests.
 #[derive(Debug)]
 struct Origin {
@@ -24,7 +27,7 @@ struct Origin {
 /// What [`Origin::next`] has to say.
 enum Taken {
     Frame(Frame),
-    /// One was lost for want of memory.
+    /// One was lost for want of memory, or is not for who sent it to send.
     Lost,
     Nothing,
 }
@@ -67,7 +70,7 @@ pub struct Losses {
     pub wire: u64,
     /// From guests, for want of room.
     pub guests: u64,
-    /// For want of memory, or with a wrong checksum.
+    /// For want of memory, with a wrong checksum, or an answer of a guest's DHCP server.
     pub unusable: u64,
     /// Ours, that nobody took.
     pub unsent: u64,
@@ -182,6 +185,7 @@ impl LocalPort {
             self.guest = (self.guest + 1) % self.guests.len();
             match self.guests[self.guest].next(&self.pool) {
                 Taken::Nothing => {}
+                Taken::Frame(frame) if answers_dhcp(&frame) => return Taken::Lost,
                 taken => return taken,
             }
         }
@@ -210,6 +214,11 @@ impl LocalPort {
         self.unsent += u64::from(!sent);
         sent
     }
+}
+
+/// Our questions reach the guests, too: none of them may say what our address is.
+fn answers_dhcp(frame: &Frame) -> bool {
+    headers::udp_v4_destination(Prefix::of(frame).as_slice()) == Some(DHCP_CLIENT)
 }
 
 /// Whether a frame of unknown state has a right checksum, or none that we know.

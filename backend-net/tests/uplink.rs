@@ -428,6 +428,55 @@ fn poll_stack(bed: &Bed, local: &mut LocalPort, mut each: impl FnMut(Vec<u8>)) {
     }
 }
 
+/// Our own broadcasts reach guests, whose answer could come before the server's.
+#[test]
+fn only_the_wire_answers_our_dhcp_questions() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut local = bed.local(9);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let udp = |from: MacAddr, to: MacAddr, port| {
+        let ip =
+            etherparse::PacketBuilder::ethernet2(from.0, to.0).ipv4([10, 0, 0, 1], [255; 4], 9);
+        let mut frame = Vec::new();
+        ip.udp(67, port)
+            .write(&mut frame, b"your address is")
+            .unwrap();
+        frame
+    };
+    let everybody = MacAddr([0xff; 6]);
+    for to in [mac(9), everybody] {
+        for port in [68, 69] {
+            guest
+                .front
+                .send(&udp(guest.mac, to, port), &Sending::default());
+            let frame = udp(OUTSIDE, to, port);
+            outside
+                .nic
+                .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+        }
+        // A fragment, which who does not put it together takes for a whole packet.
+        let mut frame = udp(guest.mac, to, 68);
+        frame[20] |= 0x20;
+        guest.front.send(&frame, &Sending::default());
+    }
+    let mut got = Vec::new();
+    poll_stack(&bed, &mut local, |frame| {
+        got.push((frame[6..12] == OUTSIDE.0, frame[37]));
+    });
+    got.sort_unstable();
+    let wanted = [
+        (false, 69),
+        (false, 69),
+        (true, 68),
+        (true, 68),
+        (true, 69),
+        (true, 69),
+    ];
+    assert_eq!(got, wanted);
+    assert_eq!(local.losses().unusable, 4);
+}
+
 /// A ring full to the management address, and the backend's turn.
 fn flood(bed: &Bed, guest: &mut Guest, n: u32) {
     guest.front.collect_tx();

@@ -24,6 +24,7 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 use toolstack_boot::Address;
+use toolstack_boot::settings::is_host_address;
 use toolstack_domain::placement;
 use toolstack_rpc::stream::ByteStream;
 
@@ -110,6 +111,8 @@ struct Inner {
     interface: Interface,
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
+    /// What it said last of a router.
+    router: Option<Ipv4Address>,
     /// It changed the address, and nobody was told yet.
     untold: bool,
     /// Lines about that.
@@ -212,6 +215,7 @@ impl Stack {
                 interface,
                 sockets,
                 dhcp,
+                router: None,
                 untold: false,
                 dhcp_lines: Lines::new(MAX_TOLD),
                 losses: Losses::default(),
@@ -401,8 +405,11 @@ impl Inner {
         let Some(handle) = self.dhcp else { return };
         match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
             Some(dhcpv4::Event::Configured(config)) => {
-                let (address, router) = (config.address, config.router);
-                set_address(&mut self.interface, Some(address), router);
+                // A server says what it likes, and smoltcp panics when it sends something by a
+                // router that no host can be.
+                let address = Some(config.address).filter(|cidr| is_host_address(&cidr.address()));
+                self.router = config.router.filter(is_host_address);
+                set_address(&mut self.interface, address, self.router);
             }
             Some(dhcpv4::Event::Deconfigured) => set_address(&mut self.interface, None, None),
             None => return,
@@ -416,7 +423,12 @@ impl Inner {
         if self.untold && self.dhcp_lines.take(now) {
             self.untold = false;
             match self.address() {
-                Some(address) => log::info!("management: address {address} by DHCP"),
+                Some(address) => match self.router {
+                    Some(router) => {
+                        log::info!("management: address {address}, router {router} by DHCP");
+                    }
+                    None => log::info!("management: address {address}, no router, by DHCP"),
+                },
                 None => log::warn!("management: no address; asking DHCP"),
             }
         }

@@ -384,7 +384,9 @@ const fn mask(prefix: u8) -> u32 {
     }
 }
 
-fn is_host_address(address: &Ipv4Addr) -> bool {
+/// Whether a host can have this address: what a DHCP server says is no better than what an
+/// administrator types.
+pub fn is_host_address(address: &Ipv4Addr) -> bool {
     // 0.0.0.0/8 is "this network", 240.0.0.0/4 is reserved.
     let first = address.octets()[0];
     first != 0 && first < 240 && !address.is_loopback() && !address.is_multicast()

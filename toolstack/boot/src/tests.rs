@@ -355,6 +355,21 @@ fn a_bad_gateway_leaves_the_address() {
     assert_eq!((gateway, prefix), (None, 24));
 }
 
+/// smoltcp panics when it sends by a router of the first three kinds.
+#[test]
+fn a_router_that_no_host_can_be_is_known() {
+    for [a, b, c, d] in [
+        [0; 4],
+        [255; 4],
+        [224, 0, 0, 1],
+        [127, 0, 0, 1],
+        [240, 0, 0, 1],
+    ] {
+        assert!(!settings::is_host_address(&Ipv4Addr::new(a, b, c, d)));
+    }
+    assert!(settings::is_host_address(&Ipv4Addr::new(10, 0, 2, 2)));
+}
+
 #[test]
 fn a_host_that_nobody_could_manage_halts() {
     let key = [b'7'; 64];
