@@ -4,7 +4,9 @@
 
 mod recorder;
 
-use backend_blk::images::{Collected, ImageArea, ImageError, LEASE_TIME, Lease, ObjectId};
+use backend_blk::images::{
+    Collected, ImageArea, ImageError, LEASE_TIME, Lease, MAX_NAME, ObjectId,
+};
 use backend_blk::{BlockError, ByteIo, Disk, Geometry};
 use hal::DmaSegment;
 use hal::block::Hold;
@@ -23,6 +25,11 @@ const KERNEL: usize = 3;
 const RAMDISK: usize = 20;
 /// Two ramdisks and their kernels, and some blocks that are no use to a third.
 const AREA: usize = 2 * (KERNEL + RAMDISK) + 5;
+/// Bytes for entries in a catalog: a place for it less its header and counts.
+const CATALOG: usize = (256 << 10) - 28 - 8;
+/// Bytes of the entries of an image in one piece, and of an empty record with a long name.
+const IMAGE_ENTRY: usize = 32 + 8 + 4 + 8;
+const RECORD_ENTRY: usize = 4 + MAX_NAME + 4 + 8 + 4;
 
 /// A disk whose flushes take a turn of the executor, as real ones do.
 #[derive(Clone, Debug)]
@@ -73,7 +80,37 @@ struct Client<'a> {
 
 impl Host {
     async fn new() -> Self {
+        Self::on(Recorder::new((128 + AREA as u64) * 8, 512)).await
+    }
+
+    /// With a catalog that has room for two images more: all else of it has guests'
+    /// definitions. Made here, since so many take their time one by one.
+    async fn with_catalog_almost_full() -> Self {
+        let records = (CATALOG - 2 * IMAGE_ENTRY) / RECORD_ENTRY;
+        let mut body = [0, records as u32].map(u32::to_le_bytes).concat();
+        for n in 0..records {
+            body.extend((MAX_NAME as u32).to_le_bytes());
+            body.extend(format!("{n:0>MAX_NAME$}").bytes());
+            body.extend([0; 4 + 8 + 4]);
+        }
+        let mut catalog = b"CLOSERIM\x01\0\0\0".to_vec();
+        catalog.extend((body.len() as u32).to_le_bytes());
+        catalog.extend(1u64.to_le_bytes());
+        let sum = crc32fast::hash(&[&catalog[..], &body].concat());
+        catalog.extend(sum.to_le_bytes());
+        catalog.extend(body);
         let disk = Recorder::new((128 + AREA as u64) * 8, 512);
+        for (sector, bytes) in (0..).zip(catalog.chunks(512)) {
+            let mut bytes = bytes.to_vec();
+            bytes.resize(512, 0);
+            disk.put(sector, bytes);
+        }
+        let host = Self::on(disk).await;
+        assert_eq!(host.area.records().len(), records);
+        host
+    }
+
+    async fn on(disk: Recorder) -> Self {
         let io: ByteIo<Slow> = disk.io().on(Slow(disk));
         Self {
             area: ImageArea::open(io).await.unwrap(),
@@ -113,7 +150,7 @@ impl Client<'_> {
         }
         let put = || self.host.area.put(id(image), image.len() as u64);
         let put = match put().await {
-            Err(ImageError::NoSpace(_)) => {
+            Err(ImageError::NoSpace(_) | ImageError::CatalogFull) => {
                 self.host.collect().await;
                 put().await
             }
@@ -340,6 +377,39 @@ fn what_is_being_collected_is_not_there_for_a_create_that_asks() {
         assert_eq!((collected.objects, uploaded), (1, Ok(())));
         assert_eq!(host.collect().await.objects, 0);
         client.name(&[&kernel]).unwrap();
+    });
+}
+
+#[test]
+fn where_the_catalog_is_full_of_images_nobody_needs_a_new_one_takes_their_place() {
+    run(async {
+        let host = Host::with_catalog_almost_full().await;
+        for n in 0..5 {
+            host.connect().upload(&bytes(1, n)).await.unwrap();
+        }
+        assert_eq!(host.area.objects().len(), 1);
+    });
+}
+
+#[test]
+fn an_image_that_the_catalog_has_no_room_for_is_refused_before_it_comes() {
+    run(async {
+        let host = Host::with_catalog_almost_full().await;
+        let images: Vec<_> = (0..3).map(|n| bytes(1, n)).collect();
+        let begin = |n: usize| host.area.put(id(&images[n]), BLOCK as u64);
+        // Those that are still coming count, and one that was given up does not.
+        drop(begin(2).await.unwrap());
+        let coming = [begin(0).await.unwrap(), begin(1).await.unwrap()];
+        let free = host.area.space().free;
+        assert_eq!(begin(2).await.unwrap_err(), ImageError::CatalogFull);
+        assert_eq!(host.area.space().free, free);
+        for (mut put, image) in coming.into_iter().zip(&images) {
+            put.write(image).await.unwrap();
+            put.commit().await.unwrap();
+        }
+        assert_eq!(begin(2).await.unwrap_err(), ImageError::CatalogFull);
+        host.area.remove(&id(&images[0])).await.unwrap();
+        begin(2).await.unwrap();
     });
 }
 

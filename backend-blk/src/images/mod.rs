@@ -228,6 +228,8 @@ struct State {
     catalog: Catalog,
     /// Blocks of puts and records that no catalog names yet.
     reserved: Vec<Run>,
+    /// Objects that are being put: what the catalog must have room for.
+    puts: Vec<(ObjectId, Place)>,
     /// Blocks of all catalogs but the one in force that may be on the disk: the one before
     /// it, and those that were being written when the disk failed.
     doubtful: Vec<Run>,
@@ -236,6 +238,15 @@ struct State {
     /// Objects that are being removed: they are not opened any more.
     removing: Vec<ObjectId>,
     handles: alloc::collections::BTreeMap<ObjectId, Arc<AtomicU32>>,
+}
+
+impl State {
+    /// Whether the catalog has room for all that is being put.
+    fn has_room_for_puts(&self) -> bool {
+        let mut catalog = self.catalog.clone();
+        catalog.objects.extend(self.puts.iter().cloned());
+        catalog.encode().is_some()
+    }
 }
 
 struct Shared<D> {
@@ -327,6 +338,7 @@ impl<D: Disk> ImageArea<D> {
             state: RefCell::new(State {
                 catalog,
                 reserved: Vec::new(),
+                puts: Vec::new(),
                 doubtful: Vec::new(),
                 leases: Leases::default(),
                 removing: Vec::new(),
@@ -366,13 +378,18 @@ impl<D: Disk> ImageArea<D> {
         })
     }
 
-    /// Begins to take an object of `len` bytes whose hash shall be `id`.
+    /// Begins to take an object of `len` bytes whose hash shall be `id`. A full area, or a
+    /// full catalog, says so now, not when all bytes have come.
     pub async fn put(&self, id: ObjectId, len: u64) -> Result<Put<D>, ImageError> {
         if self.has(&id).is_some() {
             return Err(ImageError::Exists);
         }
         let runs = self.reserve(len).await?;
-        Ok(Put::new(self.clone(), id, Place { len, runs }))
+        let put = Put::new(self.clone(), id, Place { len, runs });
+        if !self.0.state.borrow().has_room_for_puts() {
+            return Err(ImageError::CatalogFull);
+        }
+        Ok(put)
     }
 
     /// Removes an object that is not open.

@@ -31,6 +31,7 @@ impl<D: Disk> fmt::Debug for Put<D> {
 
 impl<D: Disk> Put<D> {
     pub(super) fn new(area: ImageArea<D>, id: ObjectId, place: Place) -> Self {
+        area.0.state.borrow_mut().puts.push((id, place.clone()));
         let reserved = Reserved {
             area,
             runs: place.runs.clone(),
@@ -117,5 +118,16 @@ impl<D: Disk> Put<D> {
             .await?;
         }
         area.open_object(&self.id)
+    }
+}
+
+impl<D: Disk> Drop for Put<D> {
+    fn drop(&mut self) {
+        let puts = &mut self.reserved.area.0.state.borrow_mut().puts;
+        // Of those that are alike, whichever.
+        let this = |(id, place): &(ObjectId, Place)| *id == self.id && *place == self.place;
+        if let Some(n) = puts.iter().position(this) {
+            puts.swap_remove(n);
+        }
     }
 }

@@ -134,7 +134,7 @@ impl Storage {
         ImageLease(self.area.lease())
     }
 
-    /// Begins to take an image. A full area first forgets what is not `needed`.
+    /// Begins to take an image. A full area or catalog first forgets what is not `needed`.
     pub async fn put_image(
         &self,
         id: &ImageId,
@@ -143,7 +143,7 @@ impl Storage {
     ) -> Result<Put<Volume<QueueDisk>>, RpcError> {
         let put = || self.area.put(ObjectId(id.0), len);
         let begun = match put().await {
-            Err(ImageError::NoSpace(_)) => {
+            Err(ImageError::NoSpace(_) | ImageError::CatalogFull) => {
                 self.make_room(needed).await?;
                 put().await
             }
