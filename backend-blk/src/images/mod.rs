@@ -33,6 +33,7 @@ pub use put::Put;
 
 use crate::bytes::{ByteIo, readable};
 use crate::disk::{Disk, SECTOR};
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -224,6 +225,7 @@ impl Drop for ObjectHandle {
     }
 }
 
+#[derive(Default)]
 struct State {
     catalog: Catalog,
     /// Blocks of puts and records that no catalog names yet.
@@ -237,7 +239,9 @@ struct State {
     leases: Leases,
     /// Objects that are being removed: they are not opened any more.
     removing: Vec<ObjectId>,
-    handles: alloc::collections::BTreeMap<ObjectId, Arc<AtomicU32>>,
+    /// How often objects are open. No handle can take its entry away, since it may be on
+    /// another vCPU: the next that is opened does.
+    handles: BTreeMap<ObjectId, Arc<AtomicU32>>,
 }
 
 impl State {
@@ -246,6 +250,28 @@ impl State {
         let mut catalog = self.catalog.clone();
         catalog.objects.extend(self.puts.iter().cloned());
         catalog.encode().is_some()
+    }
+
+    fn open(&mut self, id: &ObjectId) -> Result<ObjectHandle, ImageError> {
+        if self.removing.contains(id) {
+            return Err(ImageError::NotFound);
+        }
+        let place = self.catalog.objects.get(id).ok_or(ImageError::NotFound)?;
+        let place = Arc::new(place.clone());
+        self.handles
+            .retain(|_, count| count.load(Ordering::Acquire) > 0);
+        let count = self.handles.entry(*id).or_default().clone();
+        count.fetch_add(1, Ordering::AcqRel);
+        Ok(ObjectHandle {
+            id: *id,
+            place,
+            count,
+        })
+    }
+
+    fn in_use(&self, id: &ObjectId) -> u32 {
+        let count = self.handles.get(id);
+        count.map_or(0, |count| count.load(Ordering::Acquire))
     }
 }
 
@@ -337,12 +363,7 @@ impl<D: Disk> ImageArea<D> {
             blocks,
             state: RefCell::new(State {
                 catalog,
-                reserved: Vec::new(),
-                puts: Vec::new(),
-                doubtful: Vec::new(),
-                leases: Leases::default(),
-                removing: Vec::new(),
-                handles: alloc::collections::BTreeMap::new(),
+                ..State::default()
             }),
             committing: Cell::new(false),
             waiting: RefCell::default(),
@@ -363,19 +384,7 @@ impl<D: Disk> ImageArea<D> {
 
     /// Opens an object.
     pub fn open_object(&self, id: &ObjectId) -> Result<ObjectHandle, ImageError> {
-        let mut state = self.0.state.borrow_mut();
-        if state.removing.contains(id) {
-            return Err(ImageError::NotFound);
-        }
-        let place = state.catalog.objects.get(id).ok_or(ImageError::NotFound)?;
-        let place = Arc::new(place.clone());
-        let count = state.handles.entry(*id).or_default().clone();
-        count.fetch_add(1, Ordering::AcqRel);
-        Ok(ObjectHandle {
-            id: *id,
-            place,
-            count,
-        })
+        self.0.state.borrow_mut().open(id)
     }
 
     /// Begins to take an object of `len` bytes whose hash shall be `id`. A full area, or a
@@ -398,7 +407,8 @@ impl<D: Disk> ImageArea<D> {
         if !self.0.state.borrow().catalog.objects.contains_key(id) {
             return Err(ImageError::NotFound);
         }
-        match self.in_use(id) {
+        let in_use = self.0.state.borrow().in_use(id);
+        match in_use {
             0 => self.drop_objects(&[*id]).await,
             count => Err(ImageError::InUse(count)),
         }
@@ -426,7 +436,7 @@ impl<D: Disk> ImageArea<D> {
     ) -> Result<Collected, ImageError> {
         let _guard = self.lock().await;
         let mut objects = self.objects();
-        objects.retain(|(id, _)| !wanted(id) && self.in_use(id) == 0);
+        objects.retain(|(id, _)| !wanted(id) && self.0.state.borrow().in_use(id) == 0);
         let leased = |(id, _): &(ObjectId, u64)| self.0.state.borrow().leases.keep(id, now);
         let (leased, gone): (Vec<_>, Vec<_>) = objects.into_iter().partition(leased);
         let bytes = |objects: &[(ObjectId, u64)]| objects.iter().map(|(_, len)| len).sum();
@@ -535,14 +545,6 @@ impl<D: Disk> ImageArea<D> {
             total: u64::from(self.0.blocks - DATA_START) * BLOCK as u64,
             free: free * BLOCK as u64,
         }
-    }
-
-    fn in_use(&self, id: &ObjectId) -> u32 {
-        let state = self.0.state.borrow();
-        state
-            .handles
-            .get(id)
-            .map_or(0, |count| count.load(Ordering::Acquire))
     }
 
     fn free_runs(&self) -> Vec<Run> {
@@ -743,4 +745,29 @@ async fn read_place<D: Disk>(
         base += len;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_that_nobody_holds_any_more_is_not_counted_for_ever() {
+        let mut state = State::default();
+        let ids = [1, 2, 3, 4].map(|n| ObjectId([n; 32]));
+        for id in ids {
+            let runs = Vec::new();
+            state.catalog.objects.insert(id, Place { len: 0, runs });
+        }
+        let held = state.open(&ids[0]).unwrap();
+        for id in &ids {
+            drop(state.open(id).unwrap());
+        }
+        // The one that is held, and the last one.
+        assert_eq!(state.handles.len(), 2);
+        let second = state.open(&ids[0]).unwrap();
+        assert_eq!(ids.map(|id| state.in_use(&id)), [2, 0, 0, 0]);
+        drop((held, second));
+        assert_eq!(state.in_use(&ids[0]), 0);
+    }
 }
