@@ -312,7 +312,7 @@ impl<'a> Lab<'a> {
 }
 
 /// The command failed, in one clear line with `word` in it.
-fn is_refusal(done: &Finished, word: &str) -> Result<()> {
+pub fn is_refusal(done: &Finished, word: &str) -> Result<()> {
     let Finished { code, out, err } = done;
     ensure!(*code != 0, "it succeeded: {out}");
     ensure!(!err.contains("panicked"), "it panicked: {err}");

@@ -60,14 +60,15 @@ struct End {
 
 impl Devices {
     /// Writes the devices' nodes and starts their tasks. After an error those that were
-    /// started are to be ended.
+    /// started are to be ended. `claims`: the disks' volumes, which the caller keeps until
+    /// [`Self::end`] has returned.
     pub fn start(
         &mut self,
         host: &Rc<Host>,
         config: &GuestConfig,
         domid: DomId,
         placement: &Placement,
-        claims: Vec<VolumeClaim>,
+        claims: &[VolumeClaim],
         account: &Account,
     ) -> Result<(), RpcError> {
         // Each device on a core of the guest, in turn.
@@ -79,7 +80,7 @@ impl Devices {
             .cycle();
         for (disk, claim) in config.disks.iter().zip(claims) {
             let vcpu = cores.next().unwrap_or(VcpuId(0));
-            let kind = vbd::Vbd::open(host, domid, disk, claim, vcpu, account)?;
+            let kind = vbd::Vbd::open(host, domid, disk, claim.extent(), vcpu, account)?;
             self.add(host, kind, account);
         }
         for (handle, vif) in (0..).zip(&config.vifs) {

@@ -33,7 +33,7 @@ use super::console::GuestConsole;
 use super::devices::Devices;
 use super::host::{CALLS, Host, refused};
 use super::nodes;
-use super::storage::{Needed, Storage};
+use super::storage::{Needed, Storage, VolumeClaim};
 use crate::exec::{self, Account, Task};
 use crate::sync::local::Mutex;
 use crate::time;
@@ -52,6 +52,9 @@ pub struct Guest {
     running: RefCell<Option<Running>>,
     /// Where its domain is, also while it is being built: others are placed elsewhere.
     placement: RefCell<Option<Placement>>,
+    /// Its disks' volumes, in their order: its own from its first start until it is forgotten,
+    /// also while it restarts. They refer back to it.
+    claims: RefCell<Vec<VolumeClaim>>,
     /// What is done to it is done in turn. `true`: it is being ended for good.
     turn: Mutex<bool>,
     /// System time of its last start, against reboot loops.
@@ -181,6 +184,7 @@ impl Guests {
             console: GuestConsole::new(),
             running: RefCell::new(None),
             placement: RefCell::new(None),
+            claims: RefCell::default(),
             turn: Mutex::new(false),
             started_ns: Cell::new(0),
             kept: Cell::new(false),
@@ -192,9 +196,10 @@ impl Guests {
         Ok(guest)
     }
 
-    /// Takes a guest out of the table, for good.
+    /// Takes a guest out of the table, for good. Its volumes are anybody's then.
     fn forget(&self, guest: &Guest) {
         self.table.borrow_mut().remove(&guest.name());
+        drop(guest.claims.take());
         guest.console.note(&format!("closer: {guest} is gone"));
         guest.console.end();
     }
@@ -213,21 +218,26 @@ impl Guests {
         config: GuestConfig,
         paused: bool,
     ) -> Result<Created, RpcError> {
-        self.create_with(host, config, paused, RestartBrake::default())
+        self.create_with(host, config, paused, RestartBrake::default(), Vec::new())
             .await
     }
 
-    /// The same for a guest that takes over another's brake.
+    /// The same for a guest that takes over another's brake and volumes.
     async fn create_with(
         &self,
         host: &Rc<Host>,
         config: GuestConfig,
         paused: bool,
         brake: RestartBrake,
+        claims: Vec<VolumeClaim>,
     ) -> Result<Created, RpcError> {
         self.check_staying()?;
         let guest = self.reserve(config)?;
         guest.brake.set(brake);
+        for claim in &claims {
+            claim.hand_to(guest.clone());
+        }
+        *guest.claims.borrow_mut() = claims;
         let mut turn = guest.turn.lock().await;
         let made = async {
             let created = life::start(host, &guest, paused).await?;

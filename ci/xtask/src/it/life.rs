@@ -1,11 +1,14 @@
 //! Shutdown, reboot, crash, pause; the host's own power-off and restart.
 
 use super::{Test, passed};
-use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab};
+use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, is_refusal};
+use crate::process;
 use crate::qemu::BedOptions;
 use crate::report::Outcome;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "reboot-command",
         run: reboot_command,
+    },
+    Test {
+        name: "a-guest-that-reboots-keeps-its-volumes",
+        run: reboot_keeps_volumes,
     },
     Test {
         name: "crash-destroys-by-default",
@@ -143,6 +150,55 @@ fn reboot_command(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
+/// From before the end of its domain until it has the next, nobody else gets its volume.
+fn reboot_keeps_volumes(lab: &mut Lab) -> Result<Outcome> {
+    lab.volume("v", "8M")?;
+    // So much memory takes Xen a while to free, and for that while the guest has no device.
+    let mut guest = lab.boot(&GuestSpec::new("a").memory(1024).disk("v"))?;
+    let old = lab.domid("a")?;
+    let other = lab.write_config(&GuestSpec::new("b").disk("v"))?;
+    let other = other.to_str().context("the folder's name is not UTF-8")?;
+    guest.ok("(sleep 1; /sbin/reboot) >/dev/null 2>&1 &")?;
+    drop(guest);
+    // Several at once, so that one comes in a while of a tenth of a second.
+    let remove = ["volume", "remove", "v"].as_slice();
+    let mut commands = Vec::new();
+    for verb in [remove, remove, remove, remove, &["create", other]] {
+        let mut command = lab.bed()?.cli();
+        command.args(verb);
+        commands.push(command);
+    }
+    let reborn = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let refusals: Vec<_> = commands
+            .into_iter()
+            .map(|command| scope.spawn(|| refused_until(command, &reborn)))
+            .collect();
+        let waited = lab.wait_reborn("a", old, BOOT_LIMIT);
+        reborn.store(true, Ordering::Relaxed);
+        for refused in refusals {
+            refused.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        waited
+    })?;
+    let mut guest = lab.attach("a")?;
+    guest.console.wait_for_shell(BOOT_LIMIT)?;
+    guest.ok("head -c 4096 /dev/xvda | wc -c | grep -qx 4096")?;
+    lab.closer(&["destroy", "a"])?;
+    lab.closer(&["volume", "remove", "v"])?;
+    passed()
+}
+
+/// Asks over and over for what the volume's owner keeps everybody from.
+fn refused_until(mut command: Command, done: &AtomicBool) -> Result<()> {
+    while !done.load(Ordering::Relaxed) {
+        let answer = process::capture(&mut command, CLI_LIMIT)?;
+        is_refusal(&answer, "volume v is in use by guest a")
+            .with_context(|| process::show(&command))?;
+    }
+    Ok(())
+}
+
 /// Boots a guest with `line` in its file and makes its kernel panic.
 fn crash(lab: &mut Lab, line: &str) -> Result<u64> {
     let mut guest = lab.boot(&GuestSpec::new("a").line(line))?;
@@ -214,7 +270,11 @@ fn crash_renames(lab: &mut Lab) -> Result<Outcome> {
         guest.ok("echo alive")? == "alive",
         "the new guest was harmed"
     );
-    lab.closer(&["destroy", "a"])?;
+    // The disk is the new one's, under whatever name.
+    lab.closer(&["rename", "a", "b"])?;
+    lab.refused(&["volume", "remove", "v"], "guest b")?;
+    lab.closer(&["destroy", "b"])?;
+    lab.closer(&["volume", "remove", "v"])?;
     let left = lab.guests()?;
     ensure!(left.is_empty(), "left behind: {left:?}");
     passed()

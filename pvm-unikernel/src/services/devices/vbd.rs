@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use backend_blk::{
-    Counters, Device, End, FrontendNodes, Geometry, MapLimit, Stop, Told, Volume, backend_nodes,
-    serve,
+    Counters, Device, End, Extent, FrontendNodes, Geometry, MapLimit, Stop, Told, Volume,
+    backend_nodes, serve,
 };
 use hal::VcpuId;
 use toolstack_domain::config;
@@ -25,7 +25,7 @@ use crate::exec::{self, Account};
 use crate::grants::GuestGrants;
 use crate::mem::NodeFrames;
 use crate::services::host::Host;
-use crate::services::storage::{self, VolumeClaim};
+use crate::services::storage;
 use crate::sync::Notify;
 
 /// Pages that all disks' requests together may have mapped: half of what Xen lets dom0 map
@@ -39,8 +39,8 @@ pub struct Vbd {
     guest: DomId,
     config: config::Disk,
     paths: DevicePaths,
-    /// Keeps the volume ours.
-    claim: VolumeClaim,
+    /// Where its volume is, which stays the guest's own for longer than this lives.
+    extent: Extent,
     geometry: Geometry,
     vcpu: VcpuId,
     node: hal::Node,
@@ -54,7 +54,7 @@ impl Vbd {
         host: &Rc<Host>,
         guest: DomId,
         config: &config::Disk,
-        claim: VolumeClaim,
+        extent: Extent,
         vcpu: VcpuId,
         account: &Account,
     ) -> Result<Self, RpcError> {
@@ -64,7 +64,7 @@ impl Vbd {
         })?;
         let place = toolstack_rpc::error::Place::Volumes;
         let storage = host.storage.as_ref().ok_or(RpcError::NoDisk { place })?;
-        let geometry = storage.geometry_of(claim.extent());
+        let geometry = storage.geometry_of(extent);
         // The task must be where the disk has a queue.
         let vcpu = storage.nearest_queue(vcpu, &host.topology);
         Ok(Self {
@@ -72,7 +72,7 @@ impl Vbd {
             guest,
             config: config.clone(),
             paths: DevicePaths::new("vbd", BACKEND, guest, number),
-            claim,
+            extent,
             geometry,
             vcpu,
             node: host.topology.node_of(vcpu),
@@ -133,7 +133,7 @@ impl Kind for Vbd {
         let nodes = FrontendNodes::parse(read).map_err(|e| e.to_string())?;
         let signal = Arc::new(Signal::default());
         let (guest, node, name) = (self.guest, self.node, self.name.clone());
-        let (extent, read_only) = (self.claim.extent(), !self.config.writable);
+        let (extent, read_only) = (self.extent, !self.config.writable);
         let (counters, told) = (self.counters.clone(), self.told.clone());
         let asked = signal.clone();
         let task = exec::spawn_on_for(self.vcpu, &self.account, move || async move {

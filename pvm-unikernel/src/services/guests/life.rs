@@ -25,14 +25,13 @@ use crate::mem::{self, ForeignMap};
 use crate::services::devices::{Devices, StillHeld};
 use crate::services::host::{Host, failed, refused};
 use crate::services::nodes;
-use crate::services::storage::VolumeClaim;
 use crate::time;
 
 /// How long Xen may take to end a domain whose memory nobody maps any more.
 const END_LIMIT_MS: u32 = 30_000;
 
 /// Builds the guest's domain, its devices and rings, and lets it run unless `paused`.
-/// Whatever fails, nothing of the domain is left.
+/// Whatever fails, nothing of the domain is left; what the guest has of its volumes it keeps.
 pub(super) async fn start(
     host: &Rc<Host>,
     guest: &Rc<Guest>,
@@ -44,10 +43,12 @@ pub(super) async fn start(
     let storage = host.storage.as_ref().ok_or(RpcError::NoDisk {
         place: toolstack_rpc::error::Place::Images,
     })?;
-    let mut claims = Vec::new();
-    for disk in &config.disks {
+    // One that restarts has them already.
+    let claimed = guest.claims.borrow().len();
+    for disk in config.disks.iter().skip(claimed) {
         let claim = storage.claim(&disk.volume, guest.clone(), disk.writable);
-        claims.push(claim.await?);
+        let claim = claim.await?;
+        guest.claims.borrow_mut().push(claim);
     }
     let placing = host.guests.placing.lock().await;
     let placement = place(host, config)?;
@@ -68,7 +69,7 @@ pub(super) async fn start(
         ended: false,
     });
     guest.started_ns.set(time::now_ns());
-    let joined = join(host, guest, config, &built, &placement, claims);
+    let joined = join(host, guest, config, &built, &placement);
     let started = joined.and_then(|()| {
         if paused {
             Ok(())
@@ -136,7 +137,6 @@ fn join(
     config: &GuestConfig,
     built: &Built,
     placement: &Placement,
-    claims: Vec<VolumeClaim>,
 ) -> Result<(), RpcError> {
     let domid = built.domain;
     nodes::write(host, config, built)?;
@@ -161,9 +161,10 @@ fn join(
     running
         .rings
         .push(exec::spawn_local_for(&guest.account, console));
+    let claims = guest.claims.borrow();
     running
         .devices
-        .start(host, config, domid, placement, claims, &guest.account)
+        .start(host, config, domid, placement, &claims, &guest.account)
 }
 
 /// Ends the guest's domain, if it has one: devices first, then its memory, then Xen's part.
@@ -318,7 +319,7 @@ fn may_restart(guest: &Guest) -> bool {
 }
 
 /// Keeps a domain that ended under another name, for somebody to look at, without its
-/// devices, which the new one needs; and starts the configuration anew.
+/// devices and volumes, which the new one needs; and starts the configuration anew.
 async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
     let config = guest.config.borrow().clone();
     let name = &config.name;
@@ -336,7 +337,10 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
         return log::error!("guest {name}: not restarted: {error}");
     }
     let brake = guest.brake.get();
-    let made = host.guests.create_with(host, config.clone(), false, brake);
+    let claims = guest.claims.take();
+    let made = host
+        .guests
+        .create_with(host, config.clone(), false, brake, claims);
     if let Err(error) = made.await {
         log::error!("guest {name}: cannot be restarted: {error}");
     }

@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
+use core::cell::RefCell;
 use core::fmt;
 
 use backend_blk::gpt::{Gpt, GptError, VolumeHandle};
@@ -15,7 +16,7 @@ use crate::sync::local::Guard;
 /// One who has a volume.
 pub(super) struct Claim {
     /// Asked for its name when somebody else wants the volume: a guest may be renamed.
-    owner: Box<dyn fmt::Display>,
+    owner: RefCell<Box<dyn fmt::Display>>,
     writable: bool,
 }
 
@@ -40,6 +41,11 @@ impl VolumeClaim {
     /// Whether it may be written.
     pub fn writable(&self) -> bool {
         self.claim.writable
+    }
+
+    /// Makes it `owner`'s, with no moment in which anybody else could take it.
+    pub fn hand_to(&self, owner: impl fmt::Display + 'static) {
+        drop(self.claim.owner.replace(Box::new(owner)));
     }
 
     /// Notes on the disk that the volume's contents are being replaced: until [`Self::filled`],
@@ -139,11 +145,11 @@ impl Storage {
         if let Some(other) = claims.iter().find(|c| c.writable || writable) {
             return Err(RpcError::VolumeInUse {
                 name: name.into(),
-                by: other.owner.to_string(),
+                by: other.owner.borrow().to_string(),
             });
         }
         let claim = Rc::new(Claim {
-            owner: Box::new(owner),
+            owner: RefCell::new(Box::new(owner)),
             writable,
         });
         claims.push(claim.clone());
@@ -157,6 +163,7 @@ impl Storage {
     /// One who has a volume now.
     pub fn owner(&self, name: &str) -> Option<String> {
         let all = self.claims.borrow();
-        all.get(name)?.first().map(|claim| claim.owner.to_string())
+        let claim = all.get(name)?.first()?;
+        Some(claim.owner.borrow().to_string())
     }
 }
