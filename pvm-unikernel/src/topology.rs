@@ -31,6 +31,11 @@ impl Topology {
         self.nodes.get(vcpu.0 as usize).copied().unwrap_or(Node(0))
     }
 
+    /// The node of each vCPU, by its number.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
     /// The vCPU that runs on a physical CPU; the first, if none of ours does.
     pub fn vcpu_on(&self, cpu: u32) -> VcpuId {
         VcpuId(if cpu < self.vcpus() { cpu } else { 0 })

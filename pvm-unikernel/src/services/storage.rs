@@ -169,10 +169,7 @@ impl Storage {
     /// node rather than elsewhere, and a guest's core rather than the main container's.
     pub fn nearest_queue(&self, vcpu: VcpuId, topology: &Topology) -> VcpuId {
         let queues = (0..self.nvme.queues()).map(|q| self.nvme.queue_vcpu(q));
-        let node = topology.node_of(vcpu);
-        hal::nearest_queue(vcpu, queues, |to| {
-            (topology.node_of(to) != node, topology.is_mc(to))
-        })
+        hal::nearest_queue(vcpu, topology.nodes(), queues, |to| topology.is_mc(to))
     }
 
     /// Size and habits of a part of the disk.
