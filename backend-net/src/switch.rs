@@ -14,8 +14,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::iter;
 use core::sync::atomic::{AtomicU64, Ordering};
-use hal::VcpuId;
 use hal::net::{Frame, MacAddr, PacketPool};
+use hal::{Node, VcpuId, nearest_queue};
 use spin::Mutex;
 use xen_abi::DomId;
 
@@ -93,6 +93,8 @@ impl Table {
 
 #[derive(Debug)]
 struct Shared {
+    /// Of each vCPU, by its number.
+    nodes: Vec<Node>,
     version: AtomicU64,
     table: Mutex<Arc<Table>>,
 }
@@ -112,16 +114,11 @@ impl Shared {
 #[derive(Clone, Debug)]
 pub struct Switch(Arc<Shared>);
 
-impl Default for Switch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Switch {
-    /// A switch without ports.
-    pub fn new() -> Self {
+    /// A switch without ports. `nodes` has the node of each vCPU, by its number.
+    pub fn new(nodes: &[Node]) -> Self {
         Self(Arc::new(Shared {
+            nodes: nodes.into(),
             version: AtomicU64::new(1),
             table: Mutex::new(Arc::new(Table::default())),
         }))
@@ -176,7 +173,7 @@ impl Switch {
     }
 
     /// Adds the NIC queue that serves a vCPU. A vCPU without one uses the queue of
-    /// another, chosen by its number.
+    /// another, on its node if there is one ([`nearest_queue`]).
     pub fn add_uplink(&self, vcpu: VcpuId, limits: Limits) -> Result<UplinkPort, SwitchError> {
         let inbox = Arc::new(Inbox::new(limits));
         self.0.change(|table| {
@@ -212,6 +209,7 @@ impl Switch {
             vcpu,
             version: 0,
             table: Arc::default(),
+            uplink: None,
         }
     }
 }
@@ -339,6 +337,8 @@ pub struct View {
     vcpu: VcpuId,
     version: u64,
     table: Arc<Table>,
+    /// Of the NIC queue that it sends by.
+    uplink: Option<Arc<Inbox>>,
 }
 
 impl View {
@@ -348,14 +348,13 @@ impl View {
         if version != self.version {
             self.table = self.shared.table.lock().clone();
             self.version = version;
-        }
-    }
-
-    fn uplink(&self) -> Option<&Uplink> {
-        let uplinks = &self.table.uplinks;
-        match uplinks.binary_search_by_key(&self.vcpu, |uplink| uplink.vcpu) {
-            Ok(at) => uplinks.get(at),
-            Err(_) => uplinks.get(self.vcpu.0 as usize % uplinks.len().max(1)),
+            let uplinks = &self.table.uplinks;
+            let queues = uplinks.iter().map(|uplink| uplink.vcpu);
+            let nearest = nearest_queue(self.vcpu, &self.shared.nodes, queues, |_| false);
+            self.uplink = uplinks
+                .iter()
+                .find(|uplink| uplink.vcpu == nearest)
+                .map(|uplink| uplink.inbox.clone());
         }
     }
 
@@ -387,7 +386,7 @@ impl View {
                 Err(_) => Verdict::Dropped,
             };
         }
-        match (source, self.uplink()) {
+        match (source, &self.uplink) {
             (Source::Station(_), Some(uplink)) => Self::to_uplink(uplink, frame),
             _ => Verdict::Dropped,
         }
@@ -404,10 +403,10 @@ impl View {
         station.inbox.takes_direct().then(|| station.inbox.clone())
     }
 
-    fn to_uplink(uplink: &Uplink, frame: Frame) -> Verdict {
-        match uplink.inbox.push(frame) {
+    fn to_uplink(uplink: &Arc<Inbox>, frame: Frame) -> Verdict {
+        match uplink.push(frame) {
             Ok(()) => Verdict::Forwarded(1),
-            Err(Refused::Full(Packet::Owned(frame))) => Verdict::Busy(frame, uplink.inbox.clone()),
+            Err(Refused::Full(Packet::Owned(frame))) => Verdict::Busy(frame, uplink.clone()),
             Err(_) => Verdict::Dropped,
         }
     }
@@ -419,11 +418,7 @@ impl View {
             .iter()
             .filter(|station| source != Source::Station(station.mac))
             .map(|station| station.inbox_for(source))
-            .chain(
-                self.uplink()
-                    .filter(|_| source != Source::Uplink)
-                    .map(|uplink| &uplink.inbox),
-            )
+            .chain(self.uplink.as_ref().filter(|_| source != Source::Uplink))
             .peekable();
         let mut count = 0;
         while let Some(inbox) = receivers.next() {

@@ -115,7 +115,7 @@ proptest! {
         uplink: bool,
     ) {
         let bed = Bed::new();
-        let switch = Switch::new();
+        let switch = Switch::new(&[]);
         let wire = uplink.then(|| switch.add_uplink(VcpuId(3), Limits::UPLINK).unwrap());
         let mut view = switch.view(VcpuId(1));
         let mut ports: Vec<backend_net::Port> = Vec::new();

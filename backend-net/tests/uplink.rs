@@ -7,11 +7,12 @@
 mod common;
 
 use backend_net::headers::{PREFIX, Sum, parse};
+use backend_net::switch::{Source, Verdict};
 use backend_net::uplink::{Counters, Uplink, serve};
-use backend_net::{Limits, LocalPort, Stopper, stop_pair};
+use backend_net::{Limits, LocalPort, Stopper, Switch, stop_pair};
 use common::{Bed, Guest, LINUX, Tcp, checked_tcp, mac, pattern, raw, tcp};
-use hal::VcpuId;
 use hal::net::{Checksum, Frame, Layout, MAX_PARTS, MacAddr, NetQueue, Offloads};
+use hal::{Node, VcpuId};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -658,4 +659,39 @@ fn a_nic_that_sends_nothing_does_not_hold_up_frames_for_guests() {
     // What it had not taken was dropped, and counted.
     let dropped = a.counters.snapshot().tx_dropped;
     assert!(dropped > 250, "{dropped} frames counted");
+}
+
+#[test]
+fn a_vcpu_without_a_nic_queue_sends_by_one_on_its_node() {
+    let bed = Bed::new();
+    // 0 to 5 are on one node, 6 to 11 on the other.
+    let nodes = [[Node(0); 6], [Node(1); 6]].concat();
+    let switch = Switch::new(&nodes);
+    let port = switch.add_port(mac(1), Limits::VIF).unwrap();
+    let mut views: Vec<_> = (0..12).map(|vcpu| port.view(VcpuId(vcpu))).collect();
+    let mut uplinks: Vec<_> = [1, 2, 6, 7]
+        .map(|vcpu| switch.add_uplink(VcpuId(vcpu), Limits::UPLINK).unwrap())
+        .into();
+    let mut send = |vcpu: usize, to| {
+        let frame = Frame::from_bytes(&bed.pool, &raw(mac(1), to, &[7; 46])).unwrap();
+        views[vcpu].refresh();
+        let verdict = views[vcpu].forward(Source::Station(mac(1)), frame, &bed.pool);
+        assert!(matches!(verdict, Verdict::Forwarded(1)));
+    };
+    let took = |uplinks: &[backend_net::switch::UplinkPort]| -> Vec<u32> {
+        let took = uplinks
+            .iter()
+            .filter(|uplink| uplink.inbox().pop().is_some());
+        took.map(|uplink| uplink.vcpu().0).collect()
+    };
+    for (vcpu, by) in [1, 1, 2, 2, 1, 2, 6, 7, 6, 7, 6, 7].into_iter().enumerate() {
+        for to in [OUTSIDE, MacAddr::BROADCAST] {
+            send(vcpu, to);
+            assert_eq!(took(&uplinks), [by], "vCPU {vcpu}");
+        }
+    }
+    // Without any on its node, by another.
+    uplinks.truncate(2);
+    send(9, OUTSIDE);
+    assert_eq!(took(&uplinks).len(), 1);
 }

@@ -61,7 +61,7 @@ impl Bed {
         let allocator = machine.allocator();
         Self {
             executor: Executor::new(),
-            switch: Switch::new(),
+            switch: Switch::new(&[]),
             pool: PacketPool::new(Rc::new(allocator.clone()), Node(0), POOL),
             allocator,
             machine,

@@ -130,7 +130,7 @@ impl Network {
             Ok(line) => drop(exec::spawn_local(follow_link(nic.clone(), line))),
             Err(error) => log::error!("network: NIC {address}: link interrupt: {error}"),
         }
-        let switch = Switch::new();
+        let switch = Switch::new(topology.nodes());
         let mut stoppers = Vec::new();
         let counters: Vec<Arc<uplink::Counters>> =
             (0..nic.queues()).map(|_| Arc::default()).collect();
