@@ -266,3 +266,34 @@ fn a_long_frame_for_our_own_stack_or_the_wire_is_copied_whole() {
     assert_eq!(whole, payload);
     assert_eq!(a.counters.snapshot().copy_calls, 2);
 }
+
+#[test]
+fn a_long_frame_without_its_own_source_address_goes_nowhere() {
+    let (bed, mut a, mut b) = pair();
+    b.front.post_rx(64);
+    a.front.send(&long(mac(9), b.mac, 1), &Sending::default());
+    bed.run();
+    assert!(b.front.recv().is_empty());
+    assert_eq!(a.counters.snapshot().tx_spoofed, 1);
+}
+
+#[test]
+fn what_follows_the_packet_of_a_long_frame_is_cut_off() {
+    let (bed, mut a, mut b) = pair();
+    let kind = Tcp {
+        v6: false,
+        flags: 0,
+        options: true,
+    };
+    let good = tcp(a.mac, b.mac, kind, &pattern(1, 30_000));
+    let padded = [&good[..], &[0xee; 500]].concat();
+    let how = Sending {
+        flags: txf::CSUM_BLANK,
+        gso: Some((1448, gso_type::TCPV4)),
+        ..Sending::default()
+    };
+    b.front.post_rx(64);
+    a.front.send(&padded, &how);
+    bed.run();
+    assert!(b.front.recv()[0].bytes == good);
+}

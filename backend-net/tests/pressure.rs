@@ -76,6 +76,53 @@ fn a_frame_that_cannot_be_cut_for_want_of_memory_is_dropped() {
     assert_eq!(receiver.front.recv().len(), 1);
 }
 
+/// Twelve guests send at the same time: frames of most may stay in their pages, until the
+/// receiver, which has no buffers, takes them home.
+#[test]
+fn a_receiver_takes_no_more_home_than_its_inbox_may_hold() {
+    let bed = Bed::new();
+    let mut senders: Vec<_> = (1..=12).map(|n| bed.guest(n, LINUX, 0)).collect();
+    let receiver = bed.guest(13, LINUX, 0);
+    for sender in &mut senders {
+        for n in 0..4 {
+            let frame = raw(sender.mac, receiver.mac, &pattern(n, 65_000));
+            sender.front.send(&frame, &Sending::default());
+        }
+    }
+    bed.run();
+    let held = bed.pool.usage();
+    let held = held.allocated - held.free;
+    // All that was sent is 768.
+    assert!(held > 400, "{held} pages held");
+    // Besides: the frame that comes next.
+    assert!(held <= Limits::VIF.pages + 16, "{held} pages held");
+    assert!(receiver.counters.snapshot().rx_dropped > 0);
+}
+
+#[test]
+fn frames_of_which_only_the_head_is_here_have_memory_for_the_rest() {
+    let bed = Bed::new();
+    let mut sender = bed.guest(1, LINUX, 0);
+    // Takes long frames, but none in the sender's pages.
+    let mut receiver = bed.guest(2, SG_ONLY, 0);
+    let mut taken = Vec::new();
+    // Two frames of 15 pages, and not four.
+    while bed.pool.available() > 40 {
+        taken.extend(bed.pool.get());
+    }
+    receiver.front.post_rx(64);
+    let frames: Vec<_> = (0..4)
+        .map(|n| raw(sender.mac, receiver.mac, &pattern(n, 60_000)))
+        .collect();
+    for frame in &frames {
+        sender.front.send(frame, &Sending::default());
+    }
+    bed.run();
+    let got = receiver.front.recv().into_iter().map(|frame| frame.bytes);
+    assert!(got.eq(frames));
+    assert_eq!(sender.counters.snapshot().tx_errors, 0);
+}
+
 /// One that takes five long frames a second, a moment before it would be given up.
 #[test]
 fn a_slow_receiver_holds_no_more_than_its_inbox_may() {

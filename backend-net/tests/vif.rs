@@ -337,24 +337,24 @@ fn a_broken_ring_ends_its_own_device_only() {
 
 #[test]
 fn slots_of_a_wasteful_frame_are_refused_and_of_a_broken_one_end_the_device() {
-    let slot = |id, flags, size| {
-        TxSlot::from(TxRequest {
-            gref: 8,
-            offset: 0,
-            flags,
-            id,
-            size,
-        })
-    };
-    for (slots, fatal) in [(18, false), (20, false), (21, true)] {
-        let (bed, mut a, _b) = pair(0);
-        for n in 0..slots {
-            let more = if n + 1 < slots { txf::MORE_DATA } else { 0 };
-            let size = if n == 0 { 100 } else { 1 };
-            a.front.tx_ring_mut().push_request(&slot(n, more, size));
-        }
-        a.front.publish_tx();
+    for (slots, good, fatal) in [
+        (18, true, false),
+        (19, false, false),
+        (20, false, false),
+        (21, false, true),
+    ] {
+        let (bed, mut a, mut b) = pair(0);
+        b.front.post_rx(8);
+        let frame = raw(a.mac, b.mac, &pattern(1, 10 * slots - 14));
+        let how = Sending {
+            slot_sizes: vec![10; slots],
+            ..Sending::default()
+        };
+        a.front.send(&frame, &how);
         bed.run();
+        assert_eq!(b.front.recv().len(), usize::from(good), "{slots}");
+        let status = if good { rsp::OKAY } else { rsp::ERROR };
+        assert_eq!(a.front.next_status(), (!fatal).then_some(status), "{slots}");
         assert_eq!(
             a.task.take().is_some_and(|end| end.is_err()),
             fatal,
