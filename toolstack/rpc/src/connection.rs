@@ -398,3 +398,40 @@ impl<S: ByteStream> ConsoleWriter<S> {
             .map_err(ConnectionError::Stream)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{Canned, run};
+    use crate::noise::ciphers_for_tests;
+
+    /// What comes of a message whose frames have these payloads.
+    fn received(parts: &[&[u8]]) -> Result<u16, ConnectionError<core::convert::Infallible>> {
+        let mut writer = FrameWriter::new(ciphers_for_tests([7; 32]).unwrap().sealer);
+        let mut bytes = Vec::new();
+        for (n, part) in parts.iter().enumerate() {
+            let kind = if n + 1 < parts.len() {
+                Kind::MessagePart
+            } else {
+                Kind::Message
+            };
+            bytes.extend_from_slice(writer.seal(kind, part).unwrap());
+        }
+        let ciphers = ciphers_for_tests([7; 32]).unwrap();
+        let mut connection = Connection::new(Canned::new(&bytes), ciphers, PublicKey([9; 32]));
+        run(async {
+            let first = connection.next_frame().await?.unwrap();
+            let message = connection.rest_of_message(first, 100).await?;
+            Ok(message.expect("readable"))
+        })
+    }
+
+    #[test]
+    fn a_part_of_a_message_must_not_be_empty() {
+        assert!(matches!(received(&[&[0xac, 2]]), Ok(300)));
+        assert!(matches!(received(&[&[0xac], &[2]]), Ok(300)));
+        for parts in [&[&[][..], &[0xac, 2]][..], &[&[0xac], &[], &[2]]] {
+            assert!(matches!(received(parts), Err(ConnectionError::Malformed)));
+        }
+    }
+}
