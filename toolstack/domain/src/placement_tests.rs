@@ -208,6 +208,25 @@ fn eight_small_guests_fit_the_test_bed() {
 }
 
 #[test]
+fn a_node_needs_room_for_all_that_xen_keeps_for_the_guest() {
+    let mut config = one_disk_one_vif();
+    // The domain; 64 frames of grants with 512 pages of what Xen notes about them; 16 of maps.
+    let pv = 528 + 64 + 512 + 16;
+    // A page for each MiB and 256 for the vCPU.
+    let pvh = pv + 192 + 256;
+    for (kind, own) in [(GuestType::Pv, pv), (GuestType::Pvh, pvh)] {
+        config.kind = kind;
+        let needed = (memory_pages(&config) + own) * 4096;
+        let placed = |free| place(&host([free, 0], &[]), &Request::of(&config));
+        assert!(placed(needed).is_ok());
+        assert!(matches!(
+            placed(needed - 4096),
+            Err(PlacementError::Memory { .. })
+        ));
+    }
+}
+
+#[test]
 fn a_pv_guest_is_charged_for_the_list_of_its_frames() {
     let mut config = one_disk_one_vif();
     config.memory_mib = 1024;
