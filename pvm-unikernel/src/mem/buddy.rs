@@ -277,6 +277,16 @@ pub fn counts() -> alloc::vec::Vec<NodeCount> {
     counts[..used.map_or(0, |last| last + 1)].to_vec()
 }
 
+/// Pages that the SRAT says a node has; none: it says nothing of that node. What Xen calls
+/// its size (`memsize` of `numainfo`) spans the hole below 4 GiB.
+pub fn pages_of_node(node: u32) -> Option<u64> {
+    let buddy = BUDDY.lock();
+    let ranges = buddy.ranges[..buddy.range_count].iter();
+    let pages = ranges.filter(|(.., of)| *of == node);
+    let sum = pages.map(|(start, end, _)| end - start).sum();
+    (sum > 0).then_some(sum)
+}
+
 /// Tells the allocator which frames lie on which node (from the SRAT): start, end, node.
 /// Frames in no range count for node 0. Ranges beyond 64 are ignored, with a warning.
 pub fn set_node_ranges(ranges: &[(u64, u64, u32)]) {

@@ -28,7 +28,7 @@ mod reservation;
 pub mod window;
 
 pub use boot_map::{BootFrames, init};
-pub use buddy::{NodeCount, counts, set_node_ranges};
+pub use buddy::{NodeCount, counts, pages_of_node, set_node_ranges};
 pub use device::{map_mmio, map_phys_ro};
 pub use foreign::{ForeignMap, LocalForeignMap, MapError};
 pub use frames::{Frames, NodeFrames};

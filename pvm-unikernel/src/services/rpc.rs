@@ -366,7 +366,8 @@ async fn host_info(host: &Host) -> Result<HostInfo, RpcError> {
             .iter()
             .map(|node| NodeInfo {
                 id: node.id.0,
-                memory: node.memory,
+                memory: crate::mem::pages_of_node(node.id.0)
+                    .map_or(node.memory, |pages| pages * page),
                 free: node.free,
                 cpus: facts
                     .cpus

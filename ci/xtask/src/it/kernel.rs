@@ -6,6 +6,7 @@ use crate::process::output;
 use crate::qemu::PVM_ADDRESS;
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -135,8 +136,24 @@ fn bad_options(lab: &mut Lab) -> Result<Outcome> {
         info["mc_cpus"] == serde_json::json!([0]),
         "Closer's own work is not on one core: {info}"
     );
+    sizes_are_true(lab, &info)?;
     lab.stop()?;
     passed()
+}
+
+/// Each node has the memory that the machine has there: nothing counts that is none.
+fn sizes_are_true(lab: &Lab, info: &Value) -> Result<()> {
+    let nodes = info["nodes"].as_array().context("info has no nodes")?;
+    for node in nodes {
+        let bytes = node["memory_bytes"].as_u64().context("a node's size")?;
+        // The firmware leaves out what lies below 1 MiB and is no memory.
+        ensure!(
+            bytes.abs_diff(u64::from(lab.options.node_mb) << 20) < 1 << 20,
+            "a node of {} MiB: {node}",
+            lab.options.node_mb
+        );
+    }
+    Ok(())
 }
 
 /// The pVM's lines with a text, whatever level they have.
