@@ -29,7 +29,7 @@ impl Frames {
     }
 
     /// The same with whatever the frames hold.
-    pub(super) fn alloc_dirty(pages: usize, node: Node) -> Option<Self> {
+    pub(crate) fn alloc_dirty(pages: usize, node: Node) -> Option<Self> {
         let count = u64::try_from(pages).ok()?;
         // Before the nodes are known, all frames count for node 0.
         let node = if buddy::knows_nodes() { node } else { Node(0) };

@@ -102,6 +102,41 @@ pub fn heap() -> Outcome {
     )
 }
 
+/// What nobody who gets our memory may see.
+const SECRET: u8 = 0x5e;
+
+/// Takes as much from Xen again as `given` runs of 64 pages, looks for them in all that is
+/// free now, as it is, and gives as much back.
+fn come_back_clear(given: &[u64]) -> Outcome {
+    let mut got = 0;
+    for (_, node) in given.iter().zip([Node(0), Node(1)].into_iter().cycle()) {
+        // Not in large pieces, which Xen would take from elsewhere.
+        got += mem::grow(node, 64)?;
+    }
+    let all = usize::try_from(free_pages() / 64).unwrap_or(0);
+    let mut runs: Vec<Frames> = (0..all)
+        .map_while(|_| Frames::alloc_dirty(64, Node(0)))
+        .collect();
+    let mut seen = 0;
+    for run in runs.iter_mut().filter(|run| given.contains(&run.mfn())) {
+        seen += 1;
+        let clear = run.bytes().iter().all(|byte| *byte != SECRET);
+        expect(clear, format_args!("{:#x} came back as it was", run.mfn()))?;
+    }
+    while let Some(run) = (got >= 64).then(|| runs.pop()).flatten() {
+        mem::give_back(run)?;
+        got -= 64;
+    }
+    announce(format_args!(
+        "selftest: {seen} of {} runs came back",
+        given.len()
+    ));
+    expect(
+        seen > 0 || given.is_empty(),
+        format_args!("none of {given:x?} came back"),
+    )
+}
+
 /// Memory comes from Xen on each node and goes back, with Xen's own count as witness.
 pub fn grow_and_give_back() -> Outcome {
     for node in [Node(0), Node(1)] {
@@ -114,8 +149,11 @@ pub fn grow_and_give_back() -> Outcome {
         )?;
         expect(got > 0 || node.0 > 0, format_args!("node 0 gave nothing"))?;
         let mut back = 0;
+        let mut given = Vec::new();
         while back + 64 <= got {
-            let run = Frames::alloc(64, Node(0)).ok_or(super::Failure("no frames".into()))?;
+            let mut run = Frames::alloc(64, Node(0)).ok_or(super::Failure("no frames".into()))?;
+            run.bytes().fill(SECRET);
+            given.push(run.mfn());
             mem::give_back(run)?;
             back += 64;
         }
@@ -124,6 +162,8 @@ pub fn grow_and_give_back() -> Outcome {
             owned == owned_before + got - back,
             format_args!("Xen counts {owned} after"),
         )?;
+        come_back_clear(&given)?;
+        let (owned, _) = mem::of_domain();
         let counted = total_pages();
         expect(
             owned == counted,
