@@ -195,26 +195,73 @@ fn eight_guests(lab: &mut Lab) -> Result<Outcome> {
         guest.ok("echo $$ > /dev/xvda && sync")?;
         guest.ok("ping -c 1 -W 10 10.0.2.2")?;
     }
+    let bed = lab.bed()?;
+    let (memory, vcpus) = (bed.ask_xen('u')?, bed.ask_xen('q')?);
     let mut nodes = BTreeSet::new();
     for name in &names {
         let listed = lab
             .listed(name)?
             .with_context(|| format!("{name} is not listed"))?;
-        let node = listed["node"]
-            .as_u64()
-            .with_context(|| format!("no one node: {listed}"))?;
-        let cores = u64::from(lab.options.cores);
-        let cpus = listed["cpus"].as_array().context("cpus is no array")?;
-        ensure!(!cpus.is_empty(), "{name} is pinned nowhere: {listed}");
-        for cpu in cpus {
-            let cpu = cpu.as_u64().context("a CPU is no number")?;
-            ensure!(
-                cpu / cores == node,
-                "{name} has memory on node {node} and CPU {cpu}"
-            );
-        }
+        let number = |field: &str| {
+            listed[field]
+                .as_u64()
+                .with_context(|| format!("no {field}: {listed}"))
+        };
+        let (domid, node) = (number("domid")?, number("node")?);
+        let (pages, elsewhere) = pages_by_node(&memory, domid, node)?;
+        ensure!(
+            pages > 0 && elsewhere == 0,
+            "Xen says that {name} has {pages} pages on node {node} and {elsewhere} elsewhere"
+        );
+        let cpu = pinned_to(&vcpus, domid)?;
+        ensure!(
+            cpu / u64::from(lab.options.cores) == node,
+            "{name} has memory on node {node} and Xen runs it on CPU {cpu}"
+        );
+        ensure!(
+            listed["cpus"] == serde_json::json!([cpu]),
+            "Xen runs it on CPU {cpu}: {listed}"
+        );
         nodes.insert(node);
     }
     ensure!(nodes.len() == 2, "all guests are on node {nodes:?}");
     passed()
+}
+
+/// Pages of a domain on `node` and on the others, of Xen's answer to its key `u`.
+fn pages_by_node(answer: &str, domid: u64, node: u64) -> Result<(u64, u64)> {
+    let begin = format!(" d{domid} (total: ");
+    let mut lines = answer.lines().skip_while(|line| !line.contains(&begin));
+    lines
+        .next()
+        .with_context(|| format!("Xen says nothing of d{domid}: {answer}"))?;
+    let mut pages = (0, 0);
+    for line in lines {
+        let Some((of, count)) = line
+            .split_once("Node ")
+            .and_then(|(_, n)| n.split_once(':'))
+        else {
+            break;
+        };
+        let count: u64 = count.trim().parse()?;
+        if of.parse() == Ok(node) {
+            pages.0 += count;
+        } else {
+            pages.1 += count;
+        }
+    }
+    Ok(pages)
+}
+
+/// The one CPU on which a domain's first vCPU may run, of Xen's answer to its key `q`.
+fn pinned_to(answer: &str, domid: u64) -> Result<u64> {
+    let begin = format!("General information for domain {domid}:");
+    let cpus = answer
+        .split_once(&begin)
+        .and_then(|(_, part)| part.split_once("UNIT0 affinities: hard={"))
+        .and_then(|(_, rest)| rest.split_once('}'));
+    let (cpus, _) =
+        cpus.with_context(|| format!("Xen says nothing of domain {domid}: {answer}"))?;
+    cpus.parse()
+        .with_context(|| format!("domain {domid} may run on CPUs {cpus}"))
 }

@@ -349,9 +349,14 @@ pub async fn export(host: &Host, client: &mut Client, name: &str) -> Result<(), 
     let claim = or_refuse!(client, storage.claim(name, "an export", false).await);
     let io = or_refuse!(client, storage.bytes_of(&claim));
     let mut left = claim.extent().sectors;
-    client
-        .respond(&Response::Ready { len: left * SECTOR })
-        .await?;
+    let ready = Response::Ready { len: left * SECTOR };
+    let ready = async {
+        let sent = client.respond(&ready).await;
+        sent.map_err(TransferError::Connection)
+    };
+    if let Err(error) = within_limit(name, ready).await {
+        return over(error);
+    }
     let mut outgoing = client.outgoing();
     let mut buffer = vec![0; STEP];
     let mut at = 0;
