@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use hal::{Node, VcpuId};
+use hal::{Node, VcpuId, by_turns};
 use toolstack_domain::xen::HostFacts;
 
 /// The machine as the executor sees it. vCPU n is pinned to physical CPU n.
@@ -61,13 +61,14 @@ impl Topology {
         }
     }
 
-    /// Every vCPU with its node, those that serve guests first: where devices want queues.
+    /// Every vCPU with its node, those that serve guests first, and of these the nodes by
+    /// turns: where devices want queues.
     pub fn service_vcpus(&self) -> Vec<(VcpuId, Node)> {
-        let all = || (0..self.vcpus()).map(VcpuId);
-        all()
-            .filter(|v| !self.is_mc(*v))
-            .chain(all().filter(|v| self.is_mc(*v)))
-            .map(|v| (v, self.node_of(v)))
-            .collect()
+        let some = |mc| {
+            let all = (0..self.vcpus()).map(VcpuId);
+            let some = all.filter(move |vcpu| self.is_mc(*vcpu) == mc);
+            by_turns(some.map(|vcpu| (vcpu, self.node_of(vcpu))))
+        };
+        [some(false), some(true)].concat()
     }
 }

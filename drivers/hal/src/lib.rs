@@ -22,7 +22,7 @@ mod turn;
 pub use dma::{DmaAllocator, DmaBuffer, DmaSegment};
 pub use mmio::Mmio;
 pub use pci::{Interrupt, PciFunction};
-pub use queues::nearest_queue;
+pub use queues::{by_turns, nearest_queue};
 pub use timer::Timer;
 pub use turn::yield_now;
 

@@ -1,6 +1,18 @@
-//! Which queue a vCPU uses that has none of its own.
+//! Which vCPUs get a device's queues, and which queue one uses that has none of its own.
 
 use crate::{Node, VcpuId};
+use alloc::vec::Vec;
+
+/// vCPUs in the order in which they get queues: the nodes by turns, so that a device with
+/// fewer queues has some on each node.
+pub fn by_turns(vcpus: impl Iterator<Item = (VcpuId, Node)> + Clone) -> Vec<(VcpuId, Node)> {
+    let mut ordered: Vec<_> = vcpus.clone().collect();
+    ordered.sort_by_cached_key(|(vcpu, node)| {
+        let before = |(other, of): &(VcpuId, Node)| of == node && other < vcpu;
+        (vcpus.clone().filter(before).count(), *vcpu)
+    });
+    ordered
+}
 
 /// The vCPU whose queue a task of `vcpu` uses, of those that have one: its own; else, on a
 /// device with fewer queues than there are vCPUs, one on its node, and there one that is not
@@ -35,6 +47,18 @@ pub fn nearest_queue(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_queues_are_spread_over_the_nodes() {
+        let by_socket = [(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1)];
+        let vcpus = by_socket.map(|(vcpu, node)| (VcpuId(vcpu), Node(node)));
+        let order = by_turns(vcpus.into_iter());
+        assert_eq!(order, [0, 3, 1, 4, 2, 5].map(|at| vcpus[at]));
+        assert_eq!(
+            by_turns(order.into_iter().rev()),
+            [0, 3, 1, 4, 2, 5].map(|at| vcpus[at])
+        );
+    }
 
     #[test]
     fn queues_of_the_own_node_are_shared_out_and_the_first_vcpu_is_spared() {
