@@ -1,12 +1,14 @@
 //! The port of our own management stack: plain frames, all checksums in place.
 
-use crate::headers::{self, Prefix};
+use crate::headers::{self, Claim, Prefix};
 use crate::offload::{Next, Segments, checksum_is_right, fill_checksum};
 use crate::port::Inbox;
 use crate::switch::{Port, Source, Verdict, View};
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::net::Ipv4Addr;
 use core::task::{Context, Poll};
 use hal::VcpuId;
 use hal::net::{Checksum, Frame, MacAddr, PacketPool};
@@ -16,6 +18,30 @@ const MAX_DROPPED: usize = 8;
 
 /// UDP port of who asks a DHCP server (RFC 2131).
 const DHCP_CLIENT: u16 = 68;
+
+/// Stations of the wire whose address no guest can claim: more than a network of the usual
+/// size has.
+const MAX_KNOWN: usize = 256;
+
+/// Who is who on the wire, by ARP: the last ones that spoke.
+#[derive(Debug, Default)]
+struct Known(VecDeque<(Ipv4Addr, MacAddr)>);
+
+impl Known {
+    fn note(&mut self, address: Ipv4Addr, mac: MacAddr) {
+        self.0.retain(|(known, _)| *known != address);
+        if self.0.len() == MAX_KNOWN {
+            self.0.pop_front();
+        }
+        self.0.push_back((address, mac));
+    }
+
+    /// Whether it is another one's. A guest that came here from another host has its own.
+    fn is_of_another(&self, address: Ipv4Addr, mac: MacAddr) -> bool {
+        let mut known = self.0.iter();
+        known.any(|(known, of)| *known == address && *of != mac)
+    }
+}
 
 /// Where our frames come from: the wire, or some of the guests.
 #[derive(Debug)]
@@ -27,7 +53,7 @@ struct Origin {
 /// What [`Origin::next`] has to say.
 enum Taken {
     Frame(Frame),
-    /// One was lost for want of memory, or is not for who sent it to send.
+    /// One was lost for want of memory.
     Lost,
     Nothing,
 }
@@ -70,7 +96,7 @@ pub struct Losses {
     pub wire: u64,
     /// From guests, for want of room.
     pub guests: u64,
-    /// For want of memory, with a wrong checksum, or an answer of a guest's DHCP server.
+    /// For want of memory, with a wrong checksum, or with a claim that is not credible.
     pub unusable: u64,
     /// Ours, that nobody took.
     pub unsent: u64,
@@ -99,6 +125,7 @@ pub struct LocalPort {
     pool: PacketPool,
     wire: Origin,
     guests: Vec<Origin>,
+    known: Known,
     /// Whether a guest was the last to have its turn.
     guests_turn: bool,
     /// Which of them is next.
@@ -116,6 +143,7 @@ impl LocalPort {
             guests: port.lanes().iter().map(Origin::new).collect(),
             port,
             pool,
+            known: Known::default(),
             guests_turn: false,
             guest: 0,
             unusable: 0,
@@ -144,9 +172,10 @@ impl LocalPort {
     /// dropped that others should have their turn ([`Self::poll_recv`] knows).
     pub fn try_recv(&mut self) -> Option<Vec<u8>> {
         for _ in 0..MAX_DROPPED {
-            let mut frame = match self.take() {
-                Taken::Frame(frame) => frame,
-                Taken::Lost => {
+            let (taken, of_guest) = self.take();
+            let mut frame = match taken {
+                Taken::Frame(frame) if self.is_credible(&frame, of_guest) => frame,
+                Taken::Frame(_) | Taken::Lost => {
                     self.unusable += 1;
                     continue;
                 }
@@ -164,20 +193,37 @@ impl LocalPort {
         None
     }
 
-    /// A frame of whose turn it is, or else of who has one.
-    fn take(&mut self) -> Taken {
-        self.guests_turn = !self.guests_turn;
-        if self.guests_turn {
-            match self.take_of_guests() {
-                Taken::Nothing => self.wire.next(&self.pool),
-                taken => taken,
+    /// Whether our stack may believe a frame. Who says what our address or our peers' is can
+    /// cut us off from those who manage this host, so a guest must not, and our own questions
+    /// reach guests, too.
+    fn is_credible(&mut self, frame: &Frame, of_guest: bool) -> bool {
+        match headers::claim(Prefix::of(frame).as_slice()) {
+            // smoltcp panics when it answers it.
+            Some(Claim::V4(source, _)) if source.is_unspecified() => false,
+            Some(Claim::V4(_, Some(DHCP_CLIENT))) => !of_guest,
+            Some(Claim::Arp(address, mac)) if of_guest => !self.known.is_of_another(address, mac),
+            Some(Claim::Arp(address, mac)) => {
+                self.known.note(address, mac);
+                true
             }
-        } else {
-            match self.wire.next(&self.pool) {
-                Taken::Nothing => self.take_of_guests(),
-                taken => taken,
+            _ => true,
+        }
+    }
+
+    /// A frame of whose turn it is, or else of who has one, and whether it is a guest's.
+    fn take(&mut self) -> (Taken, bool) {
+        self.guests_turn = !self.guests_turn;
+        for of_guest in [self.guests_turn, !self.guests_turn] {
+            let taken = if of_guest {
+                self.take_of_guests()
+            } else {
+                self.wire.next(&self.pool)
+            };
+            if !matches!(taken, Taken::Nothing) {
+                return (taken, of_guest);
             }
         }
+        (Taken::Nothing, false)
     }
 
     fn take_of_guests(&mut self) -> Taken {
@@ -185,7 +231,6 @@ impl LocalPort {
             self.guest = (self.guest + 1) % self.guests.len();
             match self.guests[self.guest].next(&self.pool) {
                 Taken::Nothing => {}
-                Taken::Frame(frame) if answers_dhcp(&frame) => return Taken::Lost,
                 taken => return taken,
             }
         }
@@ -214,11 +259,6 @@ impl LocalPort {
         self.unsent += u64::from(!sent);
         sent
     }
-}
-
-/// Our questions reach the guests, too: none of them may say what our address is.
-fn answers_dhcp(frame: &Frame) -> bool {
-    headers::udp_v4_destination(Prefix::of(frame).as_slice()) == Some(DHCP_CLIENT)
 }
 
 /// Whether a frame of unknown state has a right checksum, or none that we know.

@@ -429,6 +429,23 @@ fn poll_stack(bed: &Bed, local: &mut LocalPort, mut each: impl FnMut(Vec<u8>)) {
     }
 }
 
+/// A UDP frame to everybody's address, with `options` words of IP options.
+fn udp(from: MacAddr, to: MacAddr, source: [u8; 4], port: u16, options: usize) -> Vec<u8> {
+    let mut ip =
+        etherparse::Ipv4Header::new(0, 9, etherparse::ip_number::UDP, source, [255; 4]).unwrap();
+    ip.options = vec![1; options * 4].as_slice().try_into().unwrap();
+    let step = etherparse::PacketBuilder::ethernet2(from.0, to.0);
+    let step = step.ip(etherparse::IpHeaders::Ipv4(
+        ip,
+        etherparse::Ipv4Extensions::default(),
+    ));
+    let mut frame = Vec::new();
+    step.udp(67, port)
+        .write(&mut frame, b"your address is")
+        .unwrap();
+    frame
+}
+
 /// Our own broadcasts reach guests, whose answer could come before the server's.
 #[test]
 fn only_the_wire_answers_our_dhcp_questions() {
@@ -436,46 +453,105 @@ fn only_the_wire_answers_our_dhcp_questions() {
     let outside = attach(&bed, ALL, 100);
     let mut local = bed.local(9);
     let mut guest = bed.guest(1, LINUX, 0);
-    let udp = |from: MacAddr, to: MacAddr, port| {
-        let ip =
-            etherparse::PacketBuilder::ethernet2(from.0, to.0).ipv4([10, 0, 0, 1], [255; 4], 9);
-        let mut frame = Vec::new();
-        ip.udp(67, port)
-            .write(&mut frame, b"your address is")
-            .unwrap();
-        frame
-    };
-    let everybody = MacAddr([0xff; 6]);
-    for to in [mac(9), everybody] {
+    for to in [mac(9), MacAddr([0xff; 6])] {
         for port in [68, 69] {
-            guest
-                .front
-                .send(&udp(guest.mac, to, port), &Sending::default());
-            let frame = udp(OUTSIDE, to, port);
-            outside
-                .nic
-                .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+            for options in [0, 2] {
+                let frame = udp(guest.mac, to, [10, 0, 0, 1], port, options);
+                guest.front.send(&frame, &Sending::default());
+                let frame = udp(OUTSIDE, to, [10, 0, 0, 1], port, options);
+                outside
+                    .nic
+                    .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+            }
         }
         // A fragment, which who does not put it together takes for a whole packet.
-        let mut frame = udp(guest.mac, to, 68);
+        let mut frame = udp(guest.mac, to, [10, 0, 0, 1], 68, 0);
         frame[20] |= 0x20;
         guest.front.send(&frame, &Sending::default());
     }
     let mut got = Vec::new();
     poll_stack(&bed, &mut local, |frame| {
-        got.push((frame[6..12] == OUTSIDE.0, frame[37]));
+        let port = 14 + usize::from(frame[14] & 0xf) * 4 + 3;
+        got.push((frame[6..12] == OUTSIDE.0, frame[port]));
     });
     got.sort_unstable();
-    let wanted = [
-        (false, 69),
-        (false, 69),
-        (true, 68),
-        (true, 68),
-        (true, 69),
-        (true, 69),
-    ];
+    let wanted = [[(false, 69); 4], [(true, 68); 4], [(true, 69); 4]].concat();
     assert_eq!(got, wanted);
-    assert_eq!(local.losses().unusable, 4);
+    assert_eq!(local.losses().unusable, 6);
+}
+
+/// smoltcp sends a DHCP server's renewal to the source of its offer, and panics at that.
+#[test]
+fn frames_from_nobody_do_not_reach_our_own_stack() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut local = bed.local(9);
+    let mut guest = bed.guest(1, LINUX, 0);
+    for source in [[0; 4], [10, 0, 0, 1]] {
+        let frame = udp(OUTSIDE, mac(9), source, 68, 0);
+        outside
+            .nic
+            .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+        guest
+            .front
+            .send(&udp(guest.mac, mac(9), source, 69, 0), &Sending::default());
+    }
+    let mut got = Vec::new();
+    poll_stack(&bed, &mut local, |frame| got.push(frame[26..30].to_vec()));
+    assert_eq!(got, [[10, 0, 0, 1]; 2]);
+}
+
+/// "`address` is at `from`", as a question to everybody.
+fn arp(from: MacAddr, claimed: MacAddr, address: [u8; 4]) -> Vec<u8> {
+    let fixed = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1];
+    let mut frame = [
+        &[0xff; 6],
+        &from.0[..],
+        &fixed,
+        &claimed.0,
+        &address,
+        &[0; 6],
+        &[10, 0, 0, 9],
+    ]
+    .concat();
+    frame.resize(60, 0);
+    frame
+}
+
+/// Else all that we send to an administrator would go to that guest.
+#[test]
+fn a_guest_cannot_claim_an_address_that_the_wire_has() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut local = bed.local(9);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let mut ask = |bed: &Bed, frame: Vec<u8>| {
+        if frame[6..12] == guest.mac.0 {
+            guest.front.collect_tx();
+            guest.front.send(&frame, &Sending::default());
+        } else {
+            outside
+                .nic
+                .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+        }
+        let mut came = false;
+        poll_stack(bed, &mut local, |_| came = true);
+        came
+    };
+    let (router, own) = ([10, 0, 0, 1], [10, 0, 0, 7]);
+    assert!(ask(&bed, arp(OUTSIDE, OUTSIDE, router)));
+    assert!(!ask(&bed, arp(mac(1), mac(1), router)));
+    assert!(ask(&bed, arp(mac(1), mac(1), own)));
+    // A guest that was on another host keeps its address here.
+    assert!(ask(&bed, arp(OUTSIDE, mac(1), own)));
+    assert!(ask(&bed, arp(mac(1), mac(1), own)));
+    // It is forgotten when many others have spoken since.
+    for n in 0..256_u32 {
+        let [.., a, b] = n.to_be_bytes();
+        ask(&bed, arp(OUTSIDE, OUTSIDE, [10, 1, a, b]));
+    }
+    assert!(!ask(&bed, arp(mac(1), mac(1), [10, 1, 0, 0])));
+    assert!(ask(&bed, arp(mac(1), mac(1), router)));
 }
 
 /// A ring full to the management address, and the backend's turn.

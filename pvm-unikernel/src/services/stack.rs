@@ -405,11 +405,10 @@ impl Inner {
         let Some(handle) = self.dhcp else { return };
         match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
             Some(dhcpv4::Event::Configured(config)) => {
-                // A server says what it likes, and smoltcp panics when it sends something by a
-                // router that no host can be.
-                let address = Some(config.address).filter(|cidr| is_host_address(&cidr.address()));
+                // A server says what it likes. smoltcp looks at the address, but panics when it
+                // sends something by a router that no host can be.
                 self.router = config.router.filter(is_host_address);
-                set_address(&mut self.interface, address, self.router);
+                set_address(&mut self.interface, Some(config.address), self.router);
             }
             Some(dhcpv4::Event::Deconfigured) => set_address(&mut self.interface, None, None),
             None => return,
