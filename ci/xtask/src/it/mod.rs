@@ -44,6 +44,11 @@ pub struct Test {
 /// All groups, those that take longest first: two beds run side by side.
 pub const GROUPS: &[Group] = &[
     Group {
+        name: "leak",
+        options: ordinary,
+        tests: leak::TESTS,
+    },
+    Group {
         name: "boot",
         options: ordinary,
         tests: boot::TESTS,
@@ -52,11 +57,6 @@ pub const GROUPS: &[Group] = &[
         name: "life",
         options: ordinary,
         tests: life::TESTS,
-    },
-    Group {
-        name: "leak",
-        options: ordinary,
-        tests: leak::TESTS,
     },
     Group {
         name: "badinput",
