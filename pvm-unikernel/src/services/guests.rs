@@ -152,6 +152,23 @@ impl Guests {
         })
     }
 
+    /// Does something to a guest when it is its turn. A name may have become another guest's
+    /// by then, and a domid nobody's: it is done to the one that `wanted` means then.
+    async fn in_turn<T>(
+        &self,
+        wanted: &GuestRef,
+        act: impl AsyncFnOnce(&Rc<Guest>, &mut bool) -> Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
+        loop {
+            let guest = self.find(wanted)?;
+            let mut turn = guest.turn.lock().await;
+            // Who has the turn keeps name and domain as they are.
+            if Rc::ptr_eq(&guest, &self.find(wanted)?) {
+                return act(&guest, &mut turn).await;
+            }
+        }
+    }
+
     /// The guest and its domain.
     fn find_domain(&self, wanted: &GuestRef) -> Result<(Rc<Guest>, DomId), RpcError> {
         let guest = self.find(wanted)?;
@@ -342,25 +359,30 @@ impl Guests {
 
     /// Ends a guest now.
     pub async fn destroy(&self, host: &Rc<Host>, wanted: &GuestRef) -> Result<(), RpcError> {
-        let guest = self.find(wanted)?;
-        let mut turn = guest.turn.lock().await;
-        if *turn {
-            return Err(RpcError::NoSuchGuest {
-                guest: wanted.to_string(),
-            });
-        }
-        life::end(host, &guest).await?;
+        self.in_turn(wanted, async |guest, ended| {
+            self.destroy_now(host, guest, ended).await
+        })
+        .await
+    }
+
+    /// The same for who has its turn.
+    async fn destroy_now(
+        &self,
+        host: &Rc<Host>,
+        guest: &Rc<Guest>,
+        ended: &mut bool,
+    ) -> Result<(), RpcError> {
+        life::end(host, guest).await?;
         // While the name is still taken.
         self.forget_definition(host, &guest.name()).await;
-        *turn = true;
-        self.forget(&guest);
+        *ended = true;
+        self.forget(guest);
         Ok(())
     }
 
-    /// Gives a guest another name, on its domain and in xenstore.
-    pub fn rename(&self, host: &Host, wanted: &GuestRef, name: String) -> Result<(), RpcError> {
+    /// Gives a guest another name, on its domain and in xenstore, for who has its turn.
+    fn rename(&self, host: &Host, guest: &Guest, name: String) -> Result<(), RpcError> {
         check_guest_name(&name)?;
-        let guest = self.find(wanted)?;
         let mut table = self.table.borrow_mut();
         if table.contains_key(&name) {
             return Err(RpcError::GuestExists { name });
@@ -388,27 +410,23 @@ impl Guests {
         wanted: &GuestRef,
         name: String,
     ) -> Result<(), RpcError> {
-        let guest = self.find(wanted)?;
-        let turn = guest.turn.lock().await;
-        if *turn {
-            return Err(RpcError::NoSuchGuest {
-                guest: wanted.to_string(),
-            });
-        }
-        let old = guest.name();
-        self.rename(host, wanted, name.clone())?;
-        // One that is kept for inspection has no definition.
-        if let Some(storage) = host.storage.as_ref().filter(|_| !guest.kept.get()) {
-            if let Err(error) = self.keep_definition(host, storage, &guest).await {
-                self.rename(host, &GuestRef::Name(name), old)?;
-                return Err(error);
+        self.in_turn(wanted, async |guest, _| {
+            let old = guest.name();
+            self.rename(host, guest, name)?;
+            // One that is kept for inspection has no definition.
+            if let Some(storage) = host.storage.as_ref().filter(|_| !guest.kept.get()) {
+                if let Err(error) = self.keep_definition(host, storage, guest).await {
+                    self.rename(host, guest, old)?;
+                    return Err(error);
+                }
+                // Unless somebody has taken the name since.
+                if !self.table.borrow().contains_key(&old) {
+                    self.forget_definition(host, &old).await;
+                }
             }
-            // Unless somebody has taken the name since.
-            if !self.table.borrow().contains_key(&old) {
-                self.forget_definition(host, &old).await;
-            }
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 
     /// A guest's console.
@@ -472,9 +490,12 @@ impl Guests {
         let destroy = |guest: Rc<Guest>| {
             let host = host.clone();
             exec::spawn_local(async move {
-                let name = GuestRef::Name(guest.name());
-                if let Err(error) = host.guests.destroy(&host, &name).await {
-                    log::error!("guest {name}: {error}");
+                // Under whatever name it has by its turn.
+                let mut ended = guest.turn.lock().await;
+                if !*ended
+                    && let Err(error) = host.guests.destroy_now(&host, &guest, &mut ended).await
+                {
+                    log::error!("{guest}: {error}");
                 }
             })
         };

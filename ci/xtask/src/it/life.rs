@@ -1,11 +1,11 @@
 //! Shutdown, reboot, crash, pause; the host's own power-off and restart.
 
 use super::{Test, passed};
-use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, is_refusal};
+use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, TRANSFER_LIMIT, is_refusal};
 use crate::process;
 use crate::qemu::BedOptions;
 use crate::report::Outcome;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +52,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "a-renamed-guest-reboots-under-its-name",
         run: renamed,
+    },
+    Test {
+        name: "who-waits-for-a-name-gets-no-guest-of-another",
+        run: waits_for_a_name,
     },
     Test {
         name: "pause-stops-and-unpause-goes-on",
@@ -111,6 +115,62 @@ fn has_name(lab: &mut Lab, name: &str) -> Result<()> {
     let count = tree.matches(&wanted).count();
     ensure!(count == 2, "{wanted} {count} times in {tree}");
     Ok(())
+}
+
+/// All of them wait for the guest while it is made, and one gets it. Nobody has the name that
+/// the others asked for then, and what became of the guest is none of theirs.
+fn waits_for_a_name(lab: &mut Lab) -> Result<Outcome> {
+    // So much memory takes a while to be built, for all to come in.
+    let file = lab.write_config(&GuestSpec::new("a").memory(1024))?;
+    let mut create = lab.bed()?.cli();
+    create.arg("create").arg(file);
+    // Who ends it comes last, so that it has another name by his turn.
+    let asked: [(&[&str], Option<&str>); 3] = [
+        (&["rename", "a", "b"], Some("b")),
+        (&["rename", "a", "c"], Some("c")),
+        (&["destroy", "a"], None),
+    ];
+    let done = thread::scope(|scope| {
+        let creating = scope.spawn(|| process::capture(&mut create, TRANSFER_LIMIT));
+        loop {
+            let over = creating.is_finished();
+            if lab.listed("a")?.is_some() {
+                break;
+            }
+            ensure!(!over, "it is not listed after its create");
+        }
+        let mut asking = Vec::new();
+        for (verb, left) in asked {
+            let mut command = lab.bed()?.cli();
+            command.args(verb);
+            let answer = scope.spawn(move || process::capture(&mut command, CLI_LIMIT));
+            asking.push((verb, left, answer));
+        }
+        let mut done = Vec::new();
+        for (verb, left, answer) in asking {
+            let answer = answer.join().map_err(|_| anyhow!("a thread panicked"))??;
+            if answer.code == 0 {
+                done.push((verb, left));
+            } else {
+                is_refusal(&answer, "no such guest: a").with_context(|| verb.join(" "))?;
+            }
+        }
+        let created = creating
+            .join()
+            .map_err(|_| anyhow!("a thread panicked"))??;
+        ensure!(created.code == 0, "create: {}", created.err);
+        Ok(done)
+    })?;
+    let [(_, left)] = done.as_slice() else {
+        bail!("not one of them got it: {done:?}");
+    };
+    let guests = lab.guests()?;
+    ensure!(
+        guests.iter().map(String::as_str).eq(*left),
+        "after {done:?} there is {guests:?}"
+    );
+    lab.clear()?;
+    passed()
 }
 
 fn poweroff_inside(lab: &mut Lab) -> Result<Outcome> {

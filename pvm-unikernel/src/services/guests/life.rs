@@ -13,7 +13,6 @@ use toolstack_domain::info::ShutdownReason;
 use toolstack_domain::lifecycle::{Next, after_shutdown};
 use toolstack_domain::placement::{self, Own, PlacementError, Request};
 use toolstack_rpc::RpcError;
-use toolstack_rpc::message::GuestRef;
 use xen_abi::xen::virq;
 use xen_abi::{DomId, EvtchnPort, PAGE_SIZE};
 
@@ -329,10 +328,7 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
     guest.kept.set(true);
     // Nobody comes between the choice of the name, its use, and the new guest's.
     let kept_as = host.guests.kept_name(name, domid);
-    let renamed = host
-        .guests
-        .rename(host, &GuestRef::Name(name.clone()), kept_as);
-    if let Err(error) = renamed {
+    if let Err(error) = host.guests.rename(host, guest, kept_as) {
         guest.kept.set(false);
         return log::error!("guest {name}: not restarted: {error}");
     }
