@@ -109,7 +109,8 @@ impl ConfigSpace for Ecam {
     }
 }
 
-/// One function, made ready for its driver.
+/// One function, made ready for its driver. Dropping it ends its DMA: a driver that failed
+/// may have left commands with it, or never have come to stop what the firmware started.
 pub struct XenPciFunction {
     ecam: Rc<Ecam>,
     /// Bytes of each memory BAR. What lies beyond may be another device's, and mapping that
@@ -195,9 +196,15 @@ impl XenPciFunction {
         Ok(port)
     }
 
-    /// Ends its DMA: before the host is turned off, or when its driver failed.
+    /// Ends its DMA, before the host is turned off.
     pub fn quiesce(&self) {
         driver_pci::quiesce(&*self.ecam, self.function.address);
+    }
+}
+
+impl Drop for XenPciFunction {
+    fn drop(&mut self) {
+        self.quiesce();
     }
 }
 

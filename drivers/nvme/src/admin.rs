@@ -8,6 +8,7 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::fmt;
 use core::future::poll_fn;
+use core::mem::ManuallyDrop;
 use core::task::Poll;
 use hal::{DmaBuffer, Interrupt, Mmio, Timer, timer};
 use zerocopy::FromZeros;
@@ -45,8 +46,9 @@ pub struct Admin {
     regs: Mmio,
     ready_timeout_ns: u64,
     ring: Ring,
-    /// A page for data that admin commands give.
-    page: DmaBuffer,
+    /// A page for data that admin commands give. Never given back, as the rings: a command
+    /// that was given up may still be answered.
+    page: ManuallyDrop<DmaBuffer>,
     interrupt: Box<dyn Interrupt>,
     timer: Rc<dyn Timer>,
     next_id: u16,
@@ -73,7 +75,7 @@ impl Admin {
             regs,
             ready_timeout_ns,
             ring,
-            page,
+            page: ManuallyDrop::new(page),
             interrupt,
             timer,
             next_id: 0,

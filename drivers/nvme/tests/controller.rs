@@ -117,6 +117,17 @@ fn blocks_of_a_size_nobody_knows_are_refused() {
 }
 
 #[test]
+fn a_disk_that_identifies_itself_too_late_writes_into_nobody_s_memory() {
+    let bed = Bed::new(Config::default());
+    bed.fake.borrow_mut().shy = true;
+    let error = start(&bed, 1).unwrap_err();
+    assert_eq!(error.to_string(), "no answer to admin command 0x6");
+    // The answer comes now. The fake panics if the memory has gone to somebody else.
+    bed.fake.borrow_mut().shy = false;
+    bed.settle();
+}
+
+#[test]
 fn a_queue_is_taken_once() {
     let bed = Bed::new(Config::default());
     let nvme = start(&bed, 1).unwrap();

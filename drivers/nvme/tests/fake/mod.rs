@@ -105,6 +105,8 @@ pub struct Fake {
     pub faults: VecDeque<Fault>,
     /// Every further command hangs.
     pub deaf: bool,
+    /// Nothing is said about the disk: Identify is answered when this is false again.
+    pub shy: bool,
     pub flushes: u32,
     pub commands: u32,
     pub stops: u32,
@@ -140,6 +142,7 @@ impl Fake {
             media: vec![0; media],
             faults: VecDeque::new(),
             deaf: false,
+            shy: false,
             flushes: 0,
             commands: 0,
             stops: 0,
@@ -256,7 +259,8 @@ impl Fake {
 
     /// Answers one of the commands taken, in any order.
     fn answer(&mut self) -> bool {
-        if self.held.is_empty() {
+        let identify = |(qid, e): &(u16, [u8; 64])| *qid == 0 && e[0] == 6;
+        if self.held.is_empty() || self.shy && self.held.iter().all(identify) {
             return false;
         }
         self.random = self
