@@ -5,7 +5,7 @@
 //! | `hostname` | letters, digits, `-`, `.`; at most 63                        | `closer` |
 //! | `nic`      | number from 0 in PCI order, MAC address, or PCI address       | `0`      |
 //! | `ip`       | `dhcp`, or ADDRESS/PREFIX such as `10.0.2.15/24`              | `dhcp`   |
-//! | `gateway`  | an address in the network of `ip`                            | none     |
+//! | `gateway`  | another host's address in the network of `ip`                | none     |
 //! | `dns`      | an address                                                   | none     |
 //! | `port`     | TCP port of the management RPC, 1 to 65535                    | `8006`   |
 //! | `mc`       | vCPUs of the main container, 1 to 64, below the number of all | `1`      |
@@ -240,7 +240,7 @@ impl<'a> Settings<'a> {
                     .ok()
                     .filter(|g| may_be_gateway(*g, address, prefix))
             },
-            "another address in the network of ip",
+            "another host's address in the network of ip",
             Decision::Default("none"),
             log,
         );
@@ -371,10 +371,7 @@ fn ip(text: &str) -> Option<Option<(Ipv4Addr, u8)>> {
     let (address, prefix) = text.split_once('/')?;
     let address: Ipv4Addr = address.parse().ok()?;
     let prefix = u8::try_from(number(prefix, 1, 32)?).ok()?;
-    // In a network with room for them, the first and the last address are nobody's.
-    let host = address.to_bits() & !mask(prefix);
-    let taken = prefix <= 30 && (host == 0 || host == !mask(prefix));
-    (is_host_address(&address) && !taken).then_some(Some((address, prefix)))
+    is_host_in_network(&address, prefix).then_some(Some((address, prefix)))
 }
 
 const fn mask(prefix: u8) -> u32 {
@@ -392,9 +389,17 @@ pub fn is_host_address(address: &Ipv4Addr) -> bool {
     first != 0 && first < 240 && !address.is_loopback() && !address.is_multicast()
 }
 
+/// Whether a host can have this address in its network.
+fn is_host_in_network(address: &Ipv4Addr, prefix: u8) -> bool {
+    // In a network with room for them, the first and the last address are nobody's.
+    let host = address.to_bits() & !mask(prefix);
+    let taken = prefix <= 30 && (host == 0 || host == !mask(prefix));
+    is_host_address(address) && !taken
+}
+
 fn may_be_gateway(gateway: Ipv4Addr, address: Ipv4Addr, prefix: u8) -> bool {
     let differ = gateway.to_bits() ^ address.to_bits();
-    is_host_address(&gateway) && differ != 0 && differ & mask(prefix) == 0
+    is_host_in_network(&gateway, prefix) && differ != 0 && differ & mask(prefix) == 0
 }
 
 /// `closer.conf` for a configuration.

@@ -342,7 +342,7 @@ fn a_bad_gateway_leaves_the_address() {
     assert_eq!(
         lines(&complaints),
         [
-            "command line: gateway=10.0.3.1: expected another address in the network of ip; using none",
+            "command line: gateway=10.0.3.1: expected another host's address in the network of ip; using none",
             "command line: dns=no: expected an address; using none",
         ]
     );
@@ -353,6 +353,32 @@ fn a_bad_gateway_leaves_the_address() {
         panic!("{config:?}");
     };
     assert_eq!((gateway, prefix), (None, 24));
+}
+
+#[test]
+fn a_gateway_that_no_host_can_have_is_said() {
+    for (gateway, good) in [
+        ("10.0.2.0", false),
+        ("10.0.2.1", true),
+        ("10.0.2.254", true),
+        ("10.0.2.255", false),
+    ] {
+        let line = format!("hostname=a ip=10.0.2.15/24 gateway={gateway}");
+        let (config, complaints) = parse(line.as_bytes(), Some(&archive("")));
+        let Address::Static { gateway: taken, .. } = config.address else {
+            panic!("{config:?}");
+        };
+        assert_eq!(taken.is_some(), good, "{gateway}");
+        let said = format!(
+            "command line: gateway={gateway}: expected another host's address in the network of ip; using none"
+        );
+        let said = if good { vec![] } else { vec![said] };
+        assert_eq!(lines(&complaints), said);
+    }
+    // Two hosts make a network without such addresses.
+    let line = b"hostname=a ip=10.0.2.15/31 gateway=10.0.2.14";
+    let (_, complaints) = parse(line, Some(&archive("")));
+    assert_eq!(complaints, []);
 }
 
 /// smoltcp panics when it sends by a router of the first three kinds.
