@@ -1,6 +1,7 @@
 //! Files on their way to the host, with a progress bar.
 
 use std::io::{self, Read};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use toolstack_rpc::RpcError;
@@ -11,8 +12,11 @@ use crate::session::Session;
 
 /// Bytes read at once.
 const BLOCK: usize = 64 * 1024;
-/// Zeros said at once: a host gives up who sends nothing for a minute.
+/// Zeros said at once: the host writes them before it takes more.
 const MAX_ZEROS: u64 = 256 << 20;
+/// How long zeros wait for more of them: a source may be too slow to fill [`MAX_ZEROS`] in the
+/// minute after which the host gives up an upload that brings nothing.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 /// Zeros are looked for in pieces of this size: a sector of most disks.
 const PIECE: usize = 4096;
 
@@ -51,7 +55,7 @@ pub fn upload(
     let bar = progress(what.to_owned(), len);
     let mut outgoing = session.client.outgoing();
     let mut block = vec![0; BLOCK];
-    let mut zeros = 0;
+    let mut zeros = Zeros::default();
     let mut left = len;
     let stopped = 'sending: {
         while left > 0 {
@@ -71,14 +75,10 @@ pub fn upload(
             }
             for (data, piece) in runs(block) {
                 let sent = if data {
-                    let flushed = block_on(outgoing.send_zeros(std::mem::take(&mut zeros)));
+                    let flushed = block_on(outgoing.send_zeros(zeros.take()));
                     flushed.and_then(|()| block_on(outgoing.send(piece)))
                 } else {
-                    zeros += piece.len() as u64;
-                    match zeros {
-                        MAX_ZEROS.. => block_on(outgoing.send_zeros(std::mem::take(&mut zeros))),
-                        _ => Ok(()),
-                    }
+                    block_on(outgoing.send_zeros(zeros.add(piece.len() as u64, Instant::now())))
                 };
                 if let Err(e) = sent {
                     break 'sending Some(e);
@@ -87,7 +87,7 @@ pub fn upload(
             left -= count as u64;
             bar.inc(count as u64);
         }
-        block_on(outgoing.send_zeros(zeros))
+        block_on(outgoing.send_zeros(zeros.take()))
             .and_then(|()| block_on(outgoing.finish()))
             .err()
     };
@@ -95,6 +95,32 @@ pub fn upload(
     match stopped {
         None => Ok(()),
         Some(e) => Err(session.failed(what, e)),
+    }
+}
+
+/// Zeros that the host has not been told of.
+#[derive(Default)]
+struct Zeros {
+    count: u64,
+    /// When the first of them were read.
+    since: Option<Instant>,
+}
+
+impl Zeros {
+    /// Adds zeros that were read `now`; how many are to be said.
+    fn add(&mut self, count: u64, now: Instant) -> u64 {
+        self.count += count;
+        let since = *self.since.get_or_insert(now);
+        if self.count >= MAX_ZEROS || now.duration_since(since) >= MAX_SILENCE {
+            self.take()
+        } else {
+            0
+        }
+    }
+
+    /// All of them.
+    fn take(&mut self) -> u64 {
+        std::mem::take(self).count
     }
 }
 
@@ -139,5 +165,34 @@ mod tests {
             ]
         );
         assert!(runs(&[]).is_empty());
+    }
+
+    #[test]
+    fn zeros_of_a_slow_source_are_said_before_the_host_takes_it_for_dead() {
+        let start = Instant::now();
+        let mut zeros = Zeros::default();
+        let mut said = 0;
+        let mut last = 0;
+        // 4 MiB in a second: a minute brings less than is said at once.
+        for second in 1..=120 {
+            let now = start + Duration::from_secs(second);
+            let count = zeros.add(4 << 20, now);
+            if count > 0 {
+                (said, last) = (said + count, second);
+            }
+            assert!(second - last < 15, "silent since second {last}");
+        }
+        assert_eq!(said + zeros.take(), 120 * (4 << 20));
+    }
+
+    #[test]
+    fn zeros_of_a_fast_source_are_said_together() {
+        let now = Instant::now();
+        let mut zeros = Zeros::default();
+        let blocks = MAX_ZEROS / BLOCK as u64;
+        let mut add = || zeros.add(BLOCK as u64, now);
+        assert!((1..blocks).all(|_| add() == 0));
+        assert_eq!((add(), add()), (MAX_ZEROS, 0));
+        assert_eq!((zeros.take(), zeros.take()), (BLOCK as u64, 0));
     }
 }
