@@ -48,20 +48,21 @@ pub fn build_logged(paths: &Paths, logs: &Path) -> Result<String> {
         &logs.join("build-kernel.log"),
         BUILD_LIMIT,
     )?;
-    install_kernel(paths)?;
+    let size = install_kernel(paths)?;
     run_logged(
         &mut cli_command(paths),
         &logs.join("build-cli.log"),
         BUILD_LIMIT,
     )?;
-    let size = fs::metadata(paths.pvm()).context("no image")?.len();
     Ok(format!("image {} KiB", size / 1024))
 }
 
 /// Builds and checks `target/closer/closer-pvm`.
 pub fn kernel(paths: &Paths) -> Result<()> {
     run(&mut kernel_command(paths))?;
-    install_kernel(paths)
+    let size = install_kernel(paths)?;
+    println!("{}: {} KiB", paths.pvm().display(), size / 1024);
+    Ok(())
 }
 
 fn kernel_command(paths: &Paths) -> Command {
@@ -82,8 +83,8 @@ fn kernel_command(paths: &Paths) -> Command {
     command
 }
 
-/// Checks what cargo built and puts it where Xen is given it from.
-fn install_kernel(paths: &Paths) -> Result<()> {
+/// Checks what cargo built and puts it where Xen is given it from; gives its size in bytes.
+fn install_kernel(paths: &Paths) -> Result<usize> {
     let folder = paths.target.join("closer-build");
     let built = folder.join(TARGET).join("release/closer-pvm");
     let to = paths.pvm();
@@ -101,8 +102,7 @@ fn install_kernel(paths: &Paths) -> Result<()> {
     check_red_zone(&fresh)?;
     fs::rename(&fresh, &to).context("cannot put the image in place")?;
     fs::copy(&built, to.with_extension("debug")).context("cannot keep the debug symbols")?;
-    println!("{}: {} KiB", to.display(), bytes.len() / 1024);
-    Ok(())
+    Ok(bytes.len())
 }
 
 /// Builds `target/release/closer`.
