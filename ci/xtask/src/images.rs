@@ -12,6 +12,7 @@ use std::time::Duration;
 
 const INIT: &str = include_str!("../guest/init");
 const HALT: &str = include_str!("../guest/halt");
+const MODPROBE: &str = include_str!("../guest/modprobe");
 const CUSTOMIZE: &str = include_str!("../guest/customize");
 
 /// Changes whenever what goes into a ramdisk does and the texts above do not.
@@ -70,12 +71,26 @@ const NO_DRIVERS: &[&str] = &[
     "w1",
 ];
 
+/// What tests of xenstore and of the network start.
+const TOOLS: [&str; 8] = [
+    "iperf3",
+    "xenstore-exists",
+    "xenstore-list",
+    "xenstore-ls",
+    "xenstore-read",
+    "xenstore-rm",
+    "xenstore-watch",
+    "xenstore-write",
+];
+
 /// How much a guest's ramdisk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ramdisk {
-    /// busybox, the xenstore utilities, iperf3. A guest of 128 MiB runs it.
+    /// busybox.
     Small,
-    /// And fio; wants 256 MiB.
+    /// busybox, the xenstore utilities and iperf3.
+    Tools,
+    /// busybox and fio; wants 256 MiB.
     Full,
 }
 
@@ -85,29 +100,24 @@ impl Setup {
         let kernels = [self.linux(Suite::Trixie)?, self.linux(Suite::Bookworm)?];
         let tools = self.guest_tools()?;
         let (name, programs): (_, &[&str]) = match kind {
-            Ramdisk::Small => ("ramdisk-small", &["iperf3"]),
-            Ramdisk::Full => ("ramdisk-full", &["iperf3", "fio"]),
+            Ramdisk::Small => ("ramdisk-small", &[]),
+            Ramdisk::Tools => ("ramdisk-tools", &TOOLS),
+            Ramdisk::Full => ("ramdisk-full", &["fio"]),
         };
-        let piece = self
-            .cache()
-            .piece(name, recipe(&[RAMDISK_RECIPE, INIT, HALT]), |dir| {
+        let piece = self.cache().piece(
+            name,
+            recipe(&[RAMDISK_RECIPE, INIT, HALT, MODPROBE]),
+            |dir| {
                 let root = dir.join("root");
                 for folder in ["bin", "sbin", "usr/bin", "modules"] {
                     fs::create_dir_all(root.join(folder)).context("cannot lay out the ramdisk")?;
                 }
                 write_program(&root.join("init"), INIT)?;
+                write_program(&root.join("sbin/modprobe"), MODPROBE)?;
                 write_program(&root.join("sbin/poweroff"), HALT)?;
                 write_program(&root.join("sbin/reboot"), HALT)?;
                 fs::copy("/bin/busybox", root.join("bin/busybox")).context("no static busybox")?;
-                let xenstore = [
-                    "ls", "list", "read", "write", "rm", "exists", "watch", "chmod",
-                ];
-                let xenstore = xenstore.map(|verb| format!("xenstore-{verb}"));
-                for program in programs
-                    .iter()
-                    .copied()
-                    .chain(xenstore.iter().map(String::as_str))
-                {
+                for program in programs {
                     add_program(&tools, &root, program)?;
                 }
                 for kernel in &kernels {
@@ -119,7 +129,8 @@ impl Setup {
                 drop_dom0_modules(&root.join("modules"))?;
                 pack_initramfs(&root, &dir.join("ramdisk.gz"))?;
                 crate::cache::remove(&root)
-            })?;
+            },
+        )?;
         Ok(piece.join("ramdisk.gz"))
     }
 
@@ -130,7 +141,7 @@ impl Setup {
         let ramdisk = self.ramdisk(Ramdisk::Small)?;
         let piece = self.cache().piece(
             "grub-disk",
-            recipe(&[RAMDISK_RECIPE, INIT, HALT, GRUB_CFG]),
+            recipe(&[RAMDISK_RECIPE, INIT, HALT, MODPROBE, GRUB_CFG]),
             |dir| {
                 let root = dir.join("root");
                 let boot = root.join("boot");

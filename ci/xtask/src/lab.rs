@@ -400,6 +400,12 @@ impl GuestSpec {
         self
     }
 
+    /// xenstore utilities and iperf3 in its ramdisk.
+    pub fn with_tools(mut self) -> Self {
+        self.boot = BootFrom::Ramdisk(Suite::Trixie, Ramdisk::Tools);
+        self
+    }
+
     /// fio in its ramdisk, and memory for it.
     pub fn with_fio(mut self) -> Self {
         self.boot = BootFrom::Ramdisk(Suite::Trixie, Ramdisk::Full);

@@ -107,8 +107,7 @@ fn run(command: Command) -> Result<()> {
             setup.linux(debian::Suite::Bookworm)?;
             setup.grub()?;
             setup.xen_utils()?;
-            setup.ramdisk(images::Ramdisk::Small)?;
-            setup.ramdisk(images::Ramdisk::Full)?;
+            setup.guests_pieces()?;
             setup.debian_root()?;
             println!("{} is complete", paths.cache.display());
             Ok(())

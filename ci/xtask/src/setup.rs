@@ -146,7 +146,7 @@ impl Setup {
         for version in [XenVersion::V4_17, XenVersion::V4_20] {
             self.xen(version)?;
         }
-        for kind in [Ramdisk::Small, Ramdisk::Full] {
+        for kind in [Ramdisk::Small, Ramdisk::Tools, Ramdisk::Full] {
             self.ramdisk(kind)?;
         }
         self.grub()?;

@@ -120,37 +120,30 @@ fn maxvcpus(lab: &mut Lab) -> Result<Outcome> {
 fn grub(lab: &mut Lab, pvh: bool) -> Result<Outcome> {
     let image = lab.setup.grub_disk()?;
     import(lab, "small", &image)?;
-    let kernels: &[(&str, &str)] = if pvh {
-        &[("trixie", "6.12."), ("bookworm", "6.1.")]
-    } else {
-        &[("bookworm", "6.1.")]
-    };
+    let (trixie, bookworm) = (("trixie", "6.12."), ("bookworm", "6.1."));
+    let first = if pvh { trixie } else { bookworm };
     let mut seen = Vec::new();
-    for vcpus in [1, 2] {
-        for (kernel, version) in kernels {
-            let mut spec = GuestSpec::new("disk").boot(BootFrom::Grub).memory(256);
-            spec.pvh = pvh;
-            let mut guest = lab.boot(&spec.disk("small").vcpus(vcpus))?;
-            let cmdline = guest.ok("cat /proc/cmdline")?;
-            ensure!(
-                cmdline.contains("from=grub.cfg"),
-                "the guest's command line is {cmdline}"
-            );
-            let release = guest.ok("uname -r")?;
-            ensure!(
-                release.starts_with(version),
-                "{kernel}'s kernel says it is {release}"
-            );
-            is_as_asked(&mut guest, pvh, vcpus)?;
-            seen.push(format!("{release} with {vcpus}"));
-            let next = kernels.iter().find(|(other, _)| other != kernel);
-            if let Some((next, _)) = next {
-                let file = "/mnt/boot/grub/kernel.cfg";
-                guest.ok("mount -t ext4 /dev/xvda /mnt")?;
-                guest.ok(&format!("echo set kernel={next} > {file}; umount /mnt"))?;
-            }
-            lab.closer(&["destroy", "disk"])?;
+    for (vcpus, (kernel, version)) in [(1, first), (2, bookworm)] {
+        let mut spec = GuestSpec::new("disk").boot(BootFrom::Grub).memory(256);
+        spec.pvh = pvh;
+        let mut guest = lab.boot(&spec.disk("small").vcpus(vcpus))?;
+        let cmdline = guest.ok("cat /proc/cmdline")?;
+        ensure!(
+            cmdline.contains("from=grub.cfg"),
+            "the guest's command line is {cmdline}"
+        );
+        let release = guest.ok("uname -r")?;
+        ensure!(
+            release.starts_with(version),
+            "{kernel}'s kernel says it is {release}"
+        );
+        is_as_asked(&mut guest, pvh, vcpus)?;
+        seen.push(format!("{release} with {vcpus}"));
+        if kernel != bookworm.0 {
+            guest.ok("mount -t ext4 /dev/xvda /mnt")?;
+            guest.ok("echo set kernel=bookworm > /mnt/boot/grub/kernel.cfg; umount /mnt")?;
         }
+        lab.closer(&["destroy", "disk"])?;
     }
     Ok(Outcome::Passed(seen.join(", ")))
 }

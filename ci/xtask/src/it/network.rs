@@ -96,8 +96,9 @@ fn guest_out(lab: &mut Lab) -> Result<Outcome> {
 /// Packets below, at and above the MTU; a stream in each direction, in segments longer than
 /// the MTU (GSO), and its checksum.
 fn guest_to_guest(lab: &mut Lab) -> Result<Outcome> {
-    let mut one = first(lab)?;
-    let mut two = lab.boot(&GuestSpec::new("second").pv().memory(256).net(SECOND))?;
+    let spec = |name: &str, address| GuestSpec::new(name).with_tools().memory(256).net(address);
+    let mut one = lab.boot(&spec("first", FIRST))?;
+    let mut two = lab.boot(&spec("second", SECOND).pv())?;
     for size in [0, 1, 56, 1471, 1472, 1473, 4000, 20000] {
         one.ok(&format!("ping -c 2 -W 10 -s {size} {SECOND}"))
             .with_context(|| format!("{size} bytes"))?;

@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 fn utilities(lab: &mut Lab) -> Result<Outcome> {
-    let mut guest = lab.boot(&GuestSpec::new("a").net("10.0.2.30"))?;
+    let mut guest = lab.boot(&GuestSpec::new("a").with_tools().net("10.0.2.30"))?;
     let domid = lab.domid("a")?;
     let own = guest.ok("xenstore-read domid")?;
     ensure!(
@@ -59,7 +59,7 @@ fn utilities(lab: &mut Lab) -> Result<Outcome> {
 }
 
 fn permissions(lab: &mut Lab) -> Result<Outcome> {
-    let mut guest = lab.boot(&GuestSpec::new("a"))?;
+    let mut guest = lab.boot(&GuestSpec::new("a").with_tools())?;
     let domid = lab.domid("a")?;
     for path in [
         "/tool",
