@@ -429,6 +429,15 @@ fn poll_stack(bed: &Bed, local: &mut LocalPort, mut each: impl FnMut(Vec<u8>)) {
     }
 }
 
+/// A bed with the wire, our own stack's port, and a guest.
+fn stack_bed() -> (Bed, Outside, LocalPort, Guest) {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let local = bed.local(9);
+    let guest = bed.guest(1, LINUX, 0);
+    (bed, outside, local, guest)
+}
+
 /// A UDP frame to everybody's address, with `options` words of IP options.
 fn udp(from: MacAddr, to: MacAddr, source: [u8; 4], port: u16, options: usize) -> Vec<u8> {
     let mut ip =
@@ -449,10 +458,7 @@ fn udp(from: MacAddr, to: MacAddr, source: [u8; 4], port: u16, options: usize) -
 /// Our own broadcasts reach guests, whose answer could come before the server's.
 #[test]
 fn only_the_wire_answers_our_dhcp_questions() {
-    let bed = Bed::new();
-    let outside = attach(&bed, ALL, 100);
-    let mut local = bed.local(9);
-    let mut guest = bed.guest(1, LINUX, 0);
+    let (bed, outside, mut local, mut guest) = stack_bed();
     for to in [mac(9), MacAddr([0xff; 6])] {
         for port in [68, 69] {
             for options in [0, 2] {
@@ -483,10 +489,7 @@ fn only_the_wire_answers_our_dhcp_questions() {
 /// smoltcp sends a DHCP server's renewal to the source of its offer, and panics at that.
 #[test]
 fn frames_from_nobody_do_not_reach_our_own_stack() {
-    let bed = Bed::new();
-    let outside = attach(&bed, ALL, 100);
-    let mut local = bed.local(9);
-    let mut guest = bed.guest(1, LINUX, 0);
+    let (bed, outside, mut local, mut guest) = stack_bed();
     for source in [[0; 4], [10, 0, 0, 1]] {
         let frame = udp(OUTSIDE, mac(9), source, 68, 0);
         outside
@@ -521,10 +524,7 @@ fn arp(from: MacAddr, claimed: MacAddr, address: [u8; 4]) -> Vec<u8> {
 /// Else all that we send to an administrator would go to that guest.
 #[test]
 fn a_guest_cannot_claim_an_address_that_the_wire_has() {
-    let bed = Bed::new();
-    let outside = attach(&bed, ALL, 100);
-    let mut local = bed.local(9);
-    let mut guest = bed.guest(1, LINUX, 0);
+    let (bed, outside, mut local, mut guest) = stack_bed();
     let mut ask = |bed: &Bed, frame: Vec<u8>| {
         if frame[6..12] == guest.mac.0 {
             guest.front.collect_tx();
@@ -568,10 +568,7 @@ fn flood(bed: &Bed, guest: &mut Guest, n: u32) {
 /// then, through the NIC.
 #[test]
 fn a_guest_that_floods_our_own_stack_does_not_keep_the_wire_out() {
-    let bed = Bed::new();
-    let outside = attach(&bed, ALL, 100);
-    let mut local = bed.local(9);
-    let mut guest = bed.guest(1, LINUX, 0);
+    let (bed, outside, mut local, mut guest) = stack_bed();
     let mut arrived = 0;
     for n in 0..200 {
         // Between two polls the guest's own core sends a ring full.
@@ -595,10 +592,7 @@ fn a_guest_that_floods_our_own_stack_does_not_keep_the_wire_out() {
 /// thousand frames.
 #[test]
 fn frames_that_become_thousands_cost_their_sender_only() {
-    let bed = Bed::new();
-    let outside = attach(&bed, ALL, 100);
-    let mut local = bed.local(9);
-    let mut guest = bed.guest(1, LINUX, 0);
+    let (bed, outside, mut local, mut guest) = stack_bed();
     let mut other = bed.guest(2, LINUX, 0);
     let (mut sent, mut of_guest, mut of_other, mut of_wire) = (0, 0, 0, 0);
     for n in 0..200 {
