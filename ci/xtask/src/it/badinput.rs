@@ -404,10 +404,9 @@ fn cut(lab: &mut Lab) -> Result<Outcome> {
     let file = cut_config(lab)?;
     cut_after(lab, 50, &["create", &file], "host unreachable")?;
     // In the upload: of the kernel, if the host has it not, and of the ramdisk.
-    let mut whole = 0;
-    for limit in [100_000, 5_000_000] {
-        whole = cut_create(lab, limit).with_context(|| format!("cut after {limit} bytes"))?;
-    }
+    cut_create(lab, 100_000).context("cut at the beginning")?;
+    let ramdisk = fs::metadata(lab.dir.join(RAMDISK))?.len();
+    let whole = cut_create(lab, ramdisk / 3 * 2).context("cut in the ramdisk")?;
     // After the last byte: the host knows what to do, and cannot say what came of it.
     let file = cut_config(lab)?;
     cut_after(lab, whole, &["create", &file], " lost: ")?;
@@ -507,6 +506,9 @@ fn cut_create(lab: &mut Lab, limit: u64) -> Result<u64> {
 /// The file in which such a ramdisk differs from all others.
 const MARK: &str = "mark";
 
+/// That ramdisk, in the folder of the test.
+const RAMDISK: &str = "mark.gz";
+
 /// The configuration of the guest `cut`, with a ramdisk that no host has yet. All of them
 /// are of one length.
 fn cut_config(lab: &mut Lab) -> Result<String> {
@@ -525,7 +527,7 @@ fn cut_config(lab: &mut Lab) -> Result<String> {
             .stdout(File::create(&archive)?),
     )?;
     ramdisk.extend(fs::read(&archive)?);
-    let file = lab.dir.join("mark.gz");
+    let file = lab.dir.join(RAMDISK);
     fs::write(&file, ramdisk)?;
     let value = format!("\"{}\"", file.display());
     config(lab, "cut", &|text| with(&text, "ramdisk", &value))
