@@ -439,11 +439,8 @@ impl Inner {
     }
 
     fn address(&self) -> Option<Ipv4Cidr> {
-        let mut addresses = self.interface.ip_addrs().iter();
-        addresses.find_map(|cidr| match cidr {
-            IpCidr::Ipv4(cidr) => Some(*cidr),
-            IpCidr::Ipv6(_) => None,
-        })
+        let address = self.interface.ip_addrs().first();
+        address.map(|IpCidr::Ipv4(cidr)| *cidr)
     }
 
     /// Resets what a peer keeps half open.
