@@ -3,7 +3,6 @@
 //! Parses a private copy of a frame's first bytes, made by whoever else: nothing a
 //! guest can still change. RFC 791, 8200, 9293, 768, 1071; IEEE 802.1Q (one tag).
 
-use core::net::Ipv4Addr;
 use hal::net::{Frame, IpVersion, L4, Layout, MacAddr};
 
 /// Bytes of an untagged Ethernet header.
@@ -14,7 +13,6 @@ pub const PREFIX: usize = 256;
 
 const VLAN_TAG: u16 = 0x8100;
 const IPV4: u16 = 0x0800;
-const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -30,35 +28,6 @@ pub fn addresses(prefix: &[u8]) -> Option<(MacAddr, MacAddr)> {
     let to = prefix.get(..6)?.try_into().ok()?;
     let from = prefix.get(6..12)?.try_into().ok()?;
     Some((MacAddr(to), MacAddr(from)))
-}
-
-/// What an untagged frame claims to be from, as far as our own stack believes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// ARP (RFC 826): this address is at this station.
-    Arp(Ipv4Addr, MacAddr),
-    /// IPv4: its source, and the destination port if it is UDP. Of a fragment, too: the
-    /// receiver may not look whether it is one.
-    V4(Ipv4Addr, Option<u16>),
-}
-
-/// The claim of a frame that starts with `prefix`. `None`: another protocol, or too short.
-pub fn claim(prefix: &[u8]) -> Option<Claim> {
-    let packet = prefix.get(ETHERNET..)?;
-    let address = |at| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?));
-    match be16(prefix, 12)? {
-        ARP => Some(Claim::Arp(
-            address(14)?,
-            MacAddr(*packet.get(8..)?.first_chunk()?),
-        )),
-        IPV4 => {
-            let header = usize::from(packet.first()? & 0xf) * 4;
-            let is_udp = *packet.get(9)? == UDP;
-            let port = is_udp.then(|| be16(packet, header + 2)).flatten();
-            Some(Claim::V4(address(12)?, port))
-        }
-        _ => None,
-    }
 }
 
 /// Finds the headers of a TCP or UDP frame of `len` bytes that starts with `prefix`

@@ -49,15 +49,6 @@ pub fn prepare_for_nic(frame: &Frame) {
     frame.write(layout.checksum_at(), &sum.to_be_bytes());
 }
 
-/// Whether the transport checksum in the frame is right.
-pub fn checksum_is_right(frame: &Frame, layout: &Layout) -> bool {
-    let prefix = Prefix::of(frame);
-    let bytes = l4_bytes(prefix.as_slice(), layout);
-    let mut sum = pseudo_sum(prefix.as_slice(), layout, bytes);
-    add_bytes(&mut sum, frame, layout.l4_start(), bytes);
-    sum.folded() == 0xffff
-}
-
 fn add_bytes(sum: &mut Sum, frame: &Frame, at: usize, len: usize) {
     let mut chunk = [0; 512];
     let mut done = 0;
@@ -78,17 +69,6 @@ pub enum Next {
     NoMemory,
     /// There are no more.
     Done,
-}
-
-/// How many segments a frame becomes; 1 if it needs no cutting.
-pub fn segment_count(frame: &Frame) -> usize {
-    match (frame.mss, frame.checksum) {
-        (Some(mss), Checksum::Partial(layout)) => {
-            let payload = frame.len().saturating_sub(layout.headers());
-            payload.div_ceil(mss.get().max(MIN_MSS).into()).max(1)
-        }
-        _ => 1,
-    }
 }
 
 /// Cuts a TCP frame into segments, one at a time, so that no more memory is taken than

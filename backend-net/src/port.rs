@@ -1,7 +1,6 @@
 //! The bounded queue in front of every receiver of frames.
 
 use crate::direct::Direct;
-use crate::offload::segment_count;
 use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -17,10 +16,6 @@ pub struct Limits {
     pub frames: usize,
     /// Pages of packet memory in them: somebody else's pool.
     pub pages: usize,
-    /// A frame to be cut counts as a page for each of its segments: the reader is one who
-    /// cuts it, and that work is what has to be bounded. One that becomes more than the
-    /// inbox may hold has it for itself.
-    pub by_segment: bool,
 }
 
 impl Limits {
@@ -28,25 +23,16 @@ impl Limits {
     pub const VIF: Self = Self {
         frames: 256,
         pages: 512,
-        by_segment: false,
     };
     /// For a NIC queue, which empties at wire speed.
     pub const UPLINK: Self = Self {
         frames: 256,
         pages: 512,
-        by_segment: false,
     };
-    /// For our own stack: what comes from the wire.
+    /// For our own stack.
     pub const LOCAL: Self = Self {
         frames: 64,
         pages: 128,
-        by_segment: true,
-    };
-    /// For our own stack: what comes from a guest, or from those that share this with it.
-    pub const LOCAL_GUEST: Self = Self {
-        frames: 64,
-        pages: 64,
-        by_segment: true,
     };
 }
 
@@ -135,7 +121,7 @@ impl Inbox {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Closed(packet));
         }
-        let pages = self.weight(&packet);
+        let pages = packet.pages();
         let direct = usize::from(matches!(packet, Packet::Direct(_)));
         let before = self.pages.fetch_add(pages, Ordering::AcqRel);
         self.directs.fetch_add(direct, Ordering::AcqRel);
@@ -170,18 +156,8 @@ impl Inbox {
         if matches!(packet, Packet::Direct(_)) {
             self.directs.fetch_sub(1, Ordering::AcqRel);
         }
-        self.release(self.weight(&packet));
+        self.release(packet.pages());
         Some(packet)
-    }
-
-    /// Pages that a frame counts as.
-    fn weight(&self, packet: &Packet) -> usize {
-        match packet {
-            Packet::Owned(frame) if self.limits.by_segment => {
-                segment_count(frame).clamp(packet.pages(), self.limits.pages)
-            }
-            _ => packet.pages(),
-        }
     }
 
     /// Counts pages that its reader keeps as if they were still in it; `false`: there are

@@ -2,17 +2,16 @@
 //!
 //! The toolstack knows every address, so nothing is learnt: a frame for an address that
 //! no port has goes to the NIC if it came from us, and nowhere if it came from the NIC.
-//! A port may send with its own address only. Our own stack has an inbox for the wire and
-//! some for guests, so that no guest can keep the wire out; guests that share one can keep
-//! each other out ([`crate::local`]). Each vCPU looks frames up in its own reference to an
-//! immutable table; changes make a new table, which the vCPUs take over at their next batch.
+//! A port may send with its own address only. Our own stack and the wire hear each other;
+//! guests hear neither that stack nor are they heard by it. Each vCPU looks frames up in its
+//! own reference to an immutable table; changes make a new table, which the vCPUs take over
+//! at their next batch.
 
 use crate::headers;
 use crate::port::{Inbox, Limits, Packet, Refused};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::iter;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hal::net::{Frame, MacAddr, PacketPool};
 use hal::{Node, VcpuId, nearest_queue};
@@ -42,26 +41,21 @@ impl fmt::Display for SwitchError {
 
 impl core::error::Error for SwitchError {}
 
-/// Inboxes of our own stack for frames of guests: as many guests, whose addresses end in
-/// consecutive numbers, have one each, and others share.
-const LANES: usize = 8;
-
 #[derive(Clone, Debug)]
 struct Station {
     mac: MacAddr,
     inbox: Arc<Inbox>,
-    /// Where frames of other stations go instead, if there are any.
-    lanes: Vec<Arc<Inbox>>,
+    /// Our own stack, not a guest's device.
+    ours: bool,
 }
 
 impl Station {
-    /// Where frames from there go.
-    fn inbox_for(&self, source: Source) -> &Arc<Inbox> {
+    /// Whether it hears what comes from there.
+    fn hears(&self, source: Source) -> bool {
         match source {
-            Source::Station(MacAddr([.., last])) if !self.lanes.is_empty() => {
-                &self.lanes[usize::from(last) % self.lanes.len()]
-            }
-            _ => &self.inbox,
+            Source::Station(mac) => !self.ours && mac != self.mac,
+            Source::Ourselves => false,
+            Source::Uplink => true,
         }
     }
 }
@@ -126,22 +120,15 @@ impl Switch {
 
     /// Adds the port of a guest device.
     pub fn add_port(&self, mac: MacAddr, limits: Limits) -> Result<Port, SwitchError> {
-        self.add(mac, limits, Vec::new())
+        self.add(mac, limits, false)
     }
 
     /// Adds the port of our own stack.
     pub fn add_local_port(&self, mac: MacAddr) -> Result<Port, SwitchError> {
-        let lane = || Arc::new(Inbox::new(Limits::LOCAL_GUEST));
-        let lanes = iter::repeat_with(lane).take(LANES).collect();
-        self.add(mac, Limits::LOCAL, lanes)
+        self.add(mac, Limits::LOCAL, true)
     }
 
-    fn add(
-        &self,
-        mac: MacAddr,
-        limits: Limits,
-        lanes: Vec<Arc<Inbox>>,
-    ) -> Result<Port, SwitchError> {
+    fn add(&self, mac: MacAddr, limits: Limits, ours: bool) -> Result<Port, SwitchError> {
         if mac.is_multicast() {
             return Err(SwitchError::NotUnicast(mac));
         }
@@ -156,7 +143,7 @@ impl Switch {
                     let station = Station {
                         mac,
                         inbox: inbox.clone(),
-                        lanes: lanes.clone(),
+                        ours,
                     };
                     table.stations.insert(at, station);
                     Ok(())
@@ -167,7 +154,6 @@ impl Switch {
             shared: self.0.clone(),
             mac,
             inbox,
-            lanes,
             guest: None,
         })
     }
@@ -220,7 +206,6 @@ pub struct Port {
     shared: Arc<Shared>,
     mac: MacAddr,
     inbox: Arc<Inbox>,
-    lanes: Vec<Arc<Inbox>>,
     guest: Option<DomId>,
 }
 
@@ -243,14 +228,9 @@ impl Port {
         self.mac
     }
 
-    /// Frames for it; of our own stack, those from the wire.
+    /// Frames for it.
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
-    }
-
-    /// Of our own stack: frames of other stations.
-    pub fn lanes(&self) -> &[Arc<Inbox>] {
-        &self.lanes
     }
 
     /// A look-up for the task that serves it.
@@ -261,15 +241,10 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        let inboxes = || iter::once(&self.inbox).chain(&self.lanes);
-        for inbox in inboxes() {
-            inbox.set_open(false);
-        }
+        self.inbox.set_open(false);
         self.shared
             .change(|table| table.stations.retain(|station| station.mac != self.mac));
-        for inbox in inboxes() {
-            inbox.purge();
-        }
+        self.inbox.purge();
     }
 }
 
@@ -310,8 +285,10 @@ impl Drop for UplinkPort {
 /// Who sends a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The station with this address, which it must send with.
+    /// The guest device with this address, which it must send with.
     Station(MacAddr),
+    /// Our own stack.
+    Ourselves,
     /// The NIC.
     Uplink,
 }
@@ -378,16 +355,15 @@ impl View {
             return self.flood(source, frame, pool);
         }
         if let Some(station) = self.table.station(to) {
-            if source == Source::Station(to) {
-                return Verdict::Dropped;
-            }
-            return match station.inbox_for(source).push(frame) {
-                Ok(()) => Verdict::Forwarded(1),
-                Err(_) => Verdict::Dropped,
+            return match station.hears(source).then(|| station.inbox.push(frame)) {
+                Some(Ok(())) => Verdict::Forwarded(1),
+                _ => Verdict::Dropped,
             };
         }
         match (source, &self.uplink) {
-            (Source::Station(_), Some(uplink)) => Self::to_uplink(uplink, frame),
+            (Source::Station(_) | Source::Ourselves, Some(uplink)) => {
+                Self::to_uplink(uplink, frame)
+            }
             _ => Verdict::Dropped,
         }
     }
@@ -416,8 +392,8 @@ impl View {
             .table
             .stations
             .iter()
-            .filter(|station| source != Source::Station(station.mac))
-            .map(|station| station.inbox_for(source))
+            .filter(|station| station.hears(source))
+            .map(|station| &station.inbox)
             .chain(self.uplink.as_ref().filter(|_| source != Source::Uplink))
             .peekable();
         let mut count = 0;

@@ -2,10 +2,9 @@
 
 mod common;
 
+use backend_net::Limits;
 use backend_net::port::Inbox;
-use backend_net::{Limits, LocalPort};
 use common::{Bed, LINUX, PLAIN, mac, pattern};
-use hal::VcpuId;
 use hal::net::Frame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,27 +24,6 @@ fn bad_udp(from: u8, to: u8, len: usize) -> Vec<u8> {
     frame[38..40].copy_from_slice(&udp_len.to_be_bytes());
     frame[40..42].copy_from_slice(&[1, 2]);
     frame
-}
-
-#[test]
-fn our_own_stack_looks_at_few_bad_frames_at_a_time() {
-    let bed = Bed::new();
-    let port = bed.switch.add_port(mac(1), Limits::LOCAL).expect("free");
-    let inbox = port.inbox().clone();
-    let mut local = LocalPort::new(port, VcpuId(0), bed.pool.clone());
-    for _ in 0..60 {
-        let frame = Frame::from_bytes(&bed.pool, &bad_udp(2, 1, 200)).expect("memory");
-        assert!(inbox.push(frame).is_ok());
-    }
-    let mut calls = 0;
-    while !inbox.is_empty() {
-        let before = inbox.len();
-        assert!(local.try_recv().is_none());
-        assert!(before - inbox.len() <= 8, "{before} to {}", inbox.len());
-        calls += 1;
-    }
-    assert!(calls >= 8);
-    assert_eq!(local.losses().unusable, 60);
 }
 
 /// Long frames for a guest that takes none: they cost turns as others do, and nobody fills

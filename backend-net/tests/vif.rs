@@ -211,7 +211,6 @@ fn a_frame_without_its_own_source_address_goes_nowhere() {
 fn broadcast_reaches_all_but_the_sender() {
     let (bed, mut a, mut b) = pair(0);
     let mut c = bed.guest(3, LINUX, 0);
-    let mut local = bed.local(4);
     for guest in [&mut a, &mut b, &mut c] {
         guest.front.post_rx(8);
     }
@@ -221,8 +220,6 @@ fn broadcast_reaches_all_but_the_sender() {
     assert!(a.front.recv().is_empty());
     assert_eq!(b.front.recv()[0].bytes, frame);
     assert_eq!(c.front.recv()[0].bytes, frame);
-    assert_eq!(local.try_recv().unwrap(), frame);
-    drop(local);
     bed.assert_no_memory_held();
 }
 
@@ -481,41 +478,4 @@ fn an_idle_device_does_nothing() {
     let after = (a.counters.snapshot().polls, b.counters.snapshot().polls);
     assert_eq!(before, after);
     assert!(!bed.executor.timer().jump(), "an alarm is set");
-}
-
-#[test]
-fn our_own_stack_gets_whole_checksums_and_short_frames() {
-    let bed = Bed::new();
-    let mut a = bed.guest(1, LINUX, 0);
-    let mut local = bed.local(2);
-    let payload = pattern(4, 10_000);
-    let mut frame = tcp(a.mac, local.mac(), V4, &payload);
-    blank(&mut frame, false);
-    let how = Sending {
-        flags: txf::CSUM_BLANK,
-        gso: Some((1448, gso_type::TCPV4)),
-        ..Sending::default()
-    };
-    a.front.send(&frame, &how);
-    bed.run();
-    let mut whole = Vec::new();
-    while let Some(segment) = local.try_recv() {
-        assert!(segment.len() <= 1514);
-        whole.extend(checked_tcp(&segment).1);
-    }
-    assert_eq!(whole, payload);
-
-    a.front.post_rx(4);
-    let answer = tcp(local.mac(), a.mac, V4, &pattern(5, 100));
-    assert!(local.send(&answer));
-    bed.run();
-    assert_eq!(a.front.recv()[0].bytes, answer);
-
-    // A frame damaged on its way does not reach our stack.
-    let mut damaged = tcp(a.mac, local.mac(), V4, &pattern(6, 100));
-    damaged[80] ^= 1;
-    a.front.send(&damaged, &Sending::default());
-    bed.run();
-    assert_eq!(local.try_recv(), None);
-    assert_eq!(local.losses().unusable, 1);
 }

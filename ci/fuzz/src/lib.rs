@@ -12,7 +12,6 @@
 #![forbid(unsafe_code)]
 
 mod blk;
-mod stack;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
@@ -30,7 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("xenstore_ring", toolstack_xenstore::fuzz::ring),
     ("xenstore_requests", toolstack_xenstore::fuzz::requests),
     // From the network.
-    ("net_management_stack", stack::run),
+    ("management_frames", toolstack_management::fuzz::frames),
     ("rpc_messages", toolstack_rpc::fuzz::messages),
     ("rpc_frames", toolstack_rpc::fuzz::frames),
     ("rpc_host_handshake", toolstack_rpc::fuzz::host_handshake),

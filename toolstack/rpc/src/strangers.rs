@@ -32,9 +32,7 @@ impl<I: PartialEq, A: PartialEq> Strangers<I, A> {
         if self.all.len() <= self.places {
             return None;
         }
-        let count = |from: &A| self.all.iter().filter(|(_, other)| other == from).count();
-        let most = self.all.iter().map(|(_, from)| count(from)).max()?;
-        let oldest = self.all.iter().position(|(_, from)| count(from) == most)?;
+        let oldest = oldest_of_most(self.all.iter().map(|(_, from)| from))?;
         self.all.remove(oldest).map(|(id, _)| id)
     }
 
@@ -42,6 +40,14 @@ impl<I: PartialEq, A: PartialEq> Strangers<I, A> {
     pub fn remove(&mut self, id: &I) {
         self.all.retain(|(other, _)| other != id);
     }
+}
+
+/// Which one has to go of those that come `from` there, the oldest first: the oldest of the
+/// address that has most of them. `None`: there is none.
+pub fn oldest_of_most<A: PartialEq>(from: impl Iterator<Item = A> + Clone) -> Option<usize> {
+    let count = |address: &A| from.clone().filter(|other| other == address).count();
+    let most = from.clone().map(|address| count(&address)).max()?;
+    from.clone().position(|address| count(&address) == most)
 }
 
 #[cfg(test)]

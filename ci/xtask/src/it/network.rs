@@ -66,17 +66,16 @@ fn outside_in(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// Packets up to the MTU are answered from outside and by the management address, and a file
-/// served outside arrives whole.
+/// Packets up to the MTU are answered from outside, and a file served there arrives whole.
+/// The host does not answer: its management address is not for guests.
 fn guest_out(lab: &mut Lab) -> Result<Outcome> {
     let mut guest = first(lab)?;
-    for address in [HOST_ADDRESS, PVM_ADDRESS] {
-        for size in [0, 1, 56, 1471, 1472] {
-            guest
-                .ok(&format!("ping -c 2 -W 10 -s {size} {address}"))
-                .with_context(|| format!("{size} bytes to {address}"))?;
-        }
+    for size in [0, 1, 56, 1471, 1472] {
+        guest
+            .ok(&format!("ping -c 2 -W 10 -s {size} {HOST_ADDRESS}"))
+            .with_context(|| format!("{size} bytes"))?;
     }
+    guest.ok(&format!("! ping -c 1 -W 2 {PVM_ADDRESS}"))?;
     let body: Vec<u8> = (0_u32..750_000)
         .flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
