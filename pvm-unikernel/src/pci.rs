@@ -130,7 +130,16 @@ impl XenPciFunction {
         let bar_sizes = core::array::from_fn(|i| {
             driver_pci::memory_bar_size(&*ecam, at, u8::try_from(i).unwrap_or(u8::MAX))
         });
-        driver_pci::enable(&*ecam, at);
+        let claimed = Self {
+            bar_sizes,
+            function,
+            node,
+            msix: driver_pci::msix(&*ecam, at),
+            msix_on: Cell::new(false),
+            ecam,
+        };
+        // From here on it may do DMA; where Xen refuses it, dropping `claimed` ends that.
+        driver_pci::enable(&*claimed.ecam, at);
         let mut add = physdev::PciDeviceAdd {
             seg: at.segment,
             bus: at.bus,
@@ -140,8 +149,7 @@ impl XenPciFunction {
         // SAFETY: the command's own structure; it names no memory of ours.
         unsafe { hypercall::physdev_op(physdev::PHYSDEVOP_PCI_DEVICE_ADD, &mut add) }
             .map_err(xen)?;
-        let msix = driver_pci::msix(&*ecam, at);
-        if msix.is_some() {
+        if claimed.msix.is_some() {
             let mut device = physdev::PciDevice {
                 seg: at.segment,
                 bus: at.bus,
@@ -151,14 +159,7 @@ impl XenPciFunction {
             unsafe { hypercall::physdev_op(physdev::PHYSDEVOP_PREPARE_MSIX, &mut device) }
                 .map_err(xen)?;
         }
-        Ok(Self {
-            ecam,
-            bar_sizes,
-            function,
-            node,
-            msix,
-            msix_on: Cell::new(false),
-        })
+        Ok(claimed)
     }
 
     /// What it is and where.
