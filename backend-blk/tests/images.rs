@@ -228,6 +228,26 @@ fn two_puts_of_the_same_bytes_make_one_object() {
 }
 
 #[test]
+fn a_second_put_of_the_same_bytes_takes_no_blocks_from_who_reads_the_first() {
+    let disk = disk(64);
+    let area = open(&disk).unwrap();
+    run(async move {
+        let data = bytes(5000, 1);
+        let mut first = area.put(id(&data), 5000).await.unwrap();
+        let mut second = area.put(id(&data), 5000).await.unwrap();
+        first.write(&data).await.unwrap();
+        second.write(&data).await.unwrap();
+        let reader = first.commit().await.unwrap();
+        drop(second.commit().await.unwrap());
+        // Takes every block that is free.
+        put(&area, &bytes(62 * 4096, 2), 65_536).await.unwrap();
+        let mut seen = vec![0; 5000];
+        reader.read(area.io(), 0, &mut seen).await.unwrap();
+        assert!(seen == data);
+    });
+}
+
+#[test]
 fn records_are_replaced_whole_and_checked() {
     let disk = disk(64);
     let area = open(&disk).unwrap();

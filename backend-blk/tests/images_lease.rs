@@ -381,6 +381,19 @@ fn what_is_being_collected_is_not_there_for_a_create_that_asks() {
 }
 
 #[test]
+fn what_is_being_collected_is_not_opened() {
+    run(async {
+        let host = Host::new().await;
+        let (kernel, _) = guest(0);
+        host.connect().upload(&kernel).await.unwrap();
+        // The new catalog is on its way to the disk.
+        let opens = async { host.area.open_object(&id(&kernel)).map(drop) };
+        let (collected, opened) = both(host.collect(), opens).await;
+        assert_eq!((collected.objects, opened), (1, Err(ImageError::NotFound)));
+    });
+}
+
+#[test]
 fn where_the_catalog_is_full_of_images_nobody_needs_a_new_one_takes_their_place() {
     run(async {
         let host = Host::with_catalog_almost_full().await;
