@@ -84,6 +84,15 @@ mod tests {
     }
 
     #[test]
+    fn a_spared_queue_of_the_own_node_comes_before_one_of_another_node() {
+        let nodes: [Node; 12] = core::array::from_fn(|vcpu| Node(u32::from(vcpu >= 6)));
+        let queues = [0, 6, 7].map(VcpuId);
+        let spared = |queue| queue == VcpuId(0);
+        let to = |vcpu| nearest_queue(VcpuId(vcpu), &nodes, queues.into_iter(), spared).0;
+        assert_eq!([1, 2, 5].map(to), [0, 0, 0]);
+    }
+
+    #[test]
     fn without_one_on_the_node_another_serves() {
         let nodes: [Node; 12] = core::array::from_fn(|vcpu| Node(u32::from(vcpu >= 6)));
         let to = |vcpu, queues: &[u32]| {
