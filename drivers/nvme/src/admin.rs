@@ -118,7 +118,7 @@ impl Admin {
 
     /// Runs one command to its end.
     pub async fn run(&mut self, mut command: Submission) -> Result<Completion, AdminError> {
-        // Ids change, so that a late completion is not taken for the next command's.
+        // Ids change, so that a late or second completion is not taken for the next command's.
         self.next_id = self.next_id.wrapping_add(1);
         command.command_id = self.next_id;
         self.ring.push(&command);

@@ -128,6 +128,14 @@ fn a_disk_that_identifies_itself_too_late_writes_into_nobody_s_memory() {
 }
 
 #[test]
+fn a_completion_left_from_one_admin_command_is_not_taken_for_the_next_one_s() {
+    let bed = Bed::new(Config::default());
+    bed.fake.borrow_mut().stutters = true;
+    let nvme = start(&bed, 4).unwrap();
+    assert_eq!((nvme.info().blocks, nvme.queues()), (4096, 4));
+}
+
+#[test]
 fn a_queue_is_taken_once() {
     let bed = Bed::new(Config::default());
     let nvme = start(&bed, 1).unwrap();

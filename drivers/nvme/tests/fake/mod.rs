@@ -107,6 +107,8 @@ pub struct Fake {
     pub deaf: bool,
     /// Nothing is said about the disk: Identify is answered when this is false again.
     pub shy: bool,
+    /// Every admin command is answered twice.
+    pub stutters: bool,
     pub flushes: u32,
     pub commands: u32,
     pub stops: u32,
@@ -143,6 +145,7 @@ impl Fake {
             faults: VecDeque::new(),
             deaf: false,
             shy: false,
+            stutters: false,
             flushes: 0,
             commands: 0,
             stops: 0,
@@ -271,7 +274,9 @@ impl Fake {
         let (qid, entry) = self.held.remove(pick);
         if qid == 0 {
             let (status, result) = self.admin(&entry);
-            self.complete(qid, u16_at(&entry, 2), status, result);
+            for _ in 0..=u8::from(self.stutters) {
+                self.complete(qid, u16_at(&entry, 2), status, result);
+            }
             return true;
         }
         self.commands += 1;
