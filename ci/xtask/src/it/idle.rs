@@ -22,15 +22,20 @@ const CLIENTS: usize = 12;
 const LIMIT_PERCENT: f64 = 0.5;
 
 fn idle(lab: &mut Lab) -> Result<Outcome> {
+    let mut guests = Vec::new();
     for (number, last) in (1..=4).zip(30..) {
         lab.volume(&format!("v{number}"), "8M")?;
         let spec = GuestSpec::new(&format!("g{number}"));
-        lab.boot(
-            &spec
-                .disk(&format!("v{number}"))
-                .net(&format!("10.0.2.{last}")),
-        )?;
+        guests.push(
+            lab.boot(
+                &spec
+                    .disk(&format!("v{number}"))
+                    .net(&format!("10.0.2.{last}")),
+            )?,
+        );
     }
+    let worked = work(lab, &mut guests)?;
+    drop(guests);
     let mut consoles = attach(lab, CLIENTS)?;
     lab.refused(&["list"], "12 clients, and none is idle")?;
     consoles.truncate(1);
@@ -40,6 +45,12 @@ fn idle(lab: &mut Lab) -> Result<Outcome> {
     let started = Instant::now();
     thread::sleep(IDLE);
     let after = vcpu_times(lab)?;
+    for (used, sofar) in worked.iter().zip(guest_times(lab)?) {
+        ensure!(
+            used.iter().zip(sofar).all(|(used, sofar)| *used <= sofar),
+            "a guest's CPU time, or Closer's for it, fell from {used:?} to {sofar:?}"
+        );
+    }
     let elapsed = started.elapsed().as_secs_f64();
     // Who forgot a console keeps no administrator from the host.
     consoles.extend(attach(lab, CLIENTS - 1)?);
@@ -69,6 +80,34 @@ fn idle(lab: &mut Lab) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("at most {worst:.3} % of a CPU")))
 }
 
+/// The guests use disk and network, and all that is measured sees it: idle figures are none
+/// that stand still. Gives [`guest_times`].
+fn work(lab: &mut Lab, guests: &mut [Guest]) -> Result<Vec<[f64; 2]>> {
+    let (vcpus, used) = (vcpu_times(lab)?, guest_times(lab)?);
+    for guest in guests.iter_mut() {
+        guest.ok("dd if=/dev/zero of=/dev/xvda bs=64k count=128 && sync")?;
+        guest.ok("ping -c 1 -W 10 10.0.2.2")?;
+    }
+    let (vcpus_after, used_after) = (vcpu_times(lab)?, guest_times(lab)?);
+    // Four guests are on all cores but the main container's, which serves us.
+    for (vcpu, (before, after)) in vcpus.iter().zip(&vcpus_after).enumerate() {
+        ensure!(
+            before < after,
+            "Closer's vCPU {vcpu} worked, and its time stays at {before} s"
+        );
+    }
+    for (before, after) in used.iter().zip(&used_after) {
+        ensure!(
+            before
+                .iter()
+                .zip(after)
+                .all(|(before, after)| before < after),
+            "a guest and Closer for it worked, and their times went from {before:?} s to {after:?} s"
+        );
+    }
+    Ok(used_after)
+}
+
 /// One after the other.
 fn attach(lab: &mut Lab, count: usize) -> Result<Vec<Guest>> {
     (0..count)
@@ -92,4 +131,18 @@ fn vcpu_times(lab: &mut Lab) -> Result<Vec<f64>> {
         .filter_map(Value::as_f64)
         .map(|ns| ns / 1e9)
         .collect())
+}
+
+/// Seconds that each guest has run, and that Closer has worked for it.
+fn guest_times(lab: &mut Lab) -> Result<Vec<[f64; 2]>> {
+    let times = (1..=4).map(|number| {
+        let listed = lab.listed(&format!("g{number}"))?;
+        let listed = listed.with_context(|| format!("g{number} is not listed"))?;
+        let seconds = |field: &str| {
+            let seconds = listed[field].as_f64();
+            seconds.with_context(|| format!("no {field}: {listed}"))
+        };
+        Ok([seconds("cpu_s")?, seconds("served_s")?])
+    });
+    times.collect()
 }
