@@ -193,8 +193,8 @@ fn eight_guests(lab: &mut Lab) -> Result<Outcome> {
         guest.ok("echo $$ > /dev/xvda && sync")?;
         guest.ok("ping -c 1 -W 10 10.0.2.2")?;
     }
-    let bed = lab.bed()?;
-    let (memory, vcpus) = (bed.ask_xen('u')?, bed.ask_xen('q')?);
+    let (memory, vcpus) = (ask_xen(lab, 'u')?, ask_xen(lab, 'q')?);
+    let events = ask_xen(lab, 'e')?;
     let mut nodes = BTreeSet::new();
     for name in &names {
         let listed = lab
@@ -220,10 +220,27 @@ fn eight_guests(lab: &mut Lab) -> Result<Outcome> {
             listed["cpus"] == serde_json::json!([cpu]),
             "Xen runs it on CPU {cpu}: {listed}"
         );
+        for class in ["vbd", "vif"] {
+            let served_on = notified(lab, &events, domid, class)?;
+            ensure!(
+                served_on.iter().all(|vcpu| *vcpu == cpu),
+                "{name} runs on CPU {cpu}, its {class} is served on {served_on:?}"
+            );
+        }
         nodes.insert(node);
     }
     ensure!(nodes.len() == 2, "all guests are on node {nodes:?}");
     passed()
+}
+
+/// Xen's answer to one of its debug keys. Of its ring: on the serial console a character
+/// comes twice now and then.
+fn ask_xen(lab: &mut Lab, key: char) -> Result<String> {
+    lab.bed()?.ask_xen(key)?;
+    let log = lab.closer(&["dmesg", "--xen"])?;
+    let answer = log.rsplit_once(&format!("'{key}' pressed"));
+    let (_, answer) = answer.with_context(|| format!("Xen's ring has no answer: {log}"))?;
+    Ok(answer.to_owned())
 }
 
 /// Pages of a domain on `node` and on the others, of Xen's answer to its key `u`.
@@ -249,6 +266,38 @@ fn pages_by_node(answer: &str, domid: u64, node: u64) -> Result<(u64, u64)> {
         }
     }
     Ok(pages)
+}
+
+/// The vCPUs of Closer, each on the CPU of its number, that a guest's devices of a class
+/// notify, of Xen's answer to its key `e`.
+fn notified(lab: &mut Lab, answer: &str, domid: u64, class: &str) -> Result<Vec<u64>> {
+    let tree = lab.closer(&[
+        "xenstore-ls",
+        &format!("/local/domain/{domid}/device/{class}"),
+    ])?;
+    let ports: Vec<&str> = tree
+        .lines()
+        .filter_map(|line| line.strip_suffix('"')?.split_once("/event-channel"))
+        .filter_map(|(_, rest)| Some(rest.split_once(" = \"")?.1))
+        .collect();
+    ensure!(!ports.is_empty(), "d{domid} names no port: {tree}");
+    let begin = "Event channel information for domain ";
+    let own = answer
+        .split(begin)
+        .find_map(|part| part.strip_prefix("0:"))
+        .with_context(|| format!("Xen says nothing of Closer: {answer}"))?;
+    // As in `12 [0/0/0]: s=3 n=1 x=0 d=2 p=9`.
+    let vcpu = |port: &&str| {
+        let (domain, port) = (format!("d={domid}"), format!("p={port}"));
+        let line = own.lines().find(|line| {
+            let has = |field: &str| line.split_whitespace().any(|word| word == field);
+            has("s=3") && has(&domain) && has(&port)
+        });
+        let line = line.with_context(|| format!("none of {domain} {port}: {own}"))?;
+        let vcpu = line.split_whitespace().find_map(|w| w.strip_prefix("n="));
+        Ok(vcpu.context("no vCPU")?.parse()?)
+    };
+    ports.iter().map(vcpu).collect()
 }
 
 /// The one CPU on which a domain's first vCPU may run, of Xen's answer to its key `q`.
