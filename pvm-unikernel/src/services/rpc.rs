@@ -6,7 +6,7 @@ mod volumes;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
@@ -206,9 +206,14 @@ pub async fn serve(host: Rc<Host>, stack: Stack) {
                 return log::info!("rpc: {peer}: refused, too many clients{}", heard(&told));
             }
             drop(stranger);
-            if let Err(why) = serve_client(&host, &mut client).await {
+            let mut task = String::new();
+            if let Err(why) = serve_client(&host, &mut client, &mut task).await {
                 // An administrator's doing: who has not proved to be one does not get here.
-                log::info!("rpc: {peer}: {why}");
+                let key = client.peer();
+                let mut all = host.config.administrators.iter();
+                let who = all.find(|admin| admin.key.0 == key.0);
+                let who = who.map_or("?", |admin| &admin.name);
+                log::info!("rpc: {peer}: {who}: {task}{why}");
             }
         });
     }
@@ -222,12 +227,35 @@ fn heard(told: &Result<Result<(), Ended>, time::Elapsed>) -> &'static str {
     }
 }
 
-async fn serve_client(host: &Rc<Host>, client: &mut Client) -> Result<(), Ended> {
+/// `task`: what was asked for and is not done, if the connection ends before it is.
+async fn serve_client(
+    host: &Rc<Host>,
+    client: &mut Client,
+    task: &mut String,
+) -> Result<(), Ended> {
     let lease = host.storage.as_ref().map(|storage| storage.image_lease());
     while let Some(request) = client.next_request().await? {
+        *task = long_task(&request);
         serve_request(host, client, lease.as_ref(), request).await?;
+        task.clear();
     }
     Ok(())
+}
+
+/// What takes long enough to be cut off, for the log; empty for other requests.
+fn long_task(request: &Request) -> String {
+    let (what, name) = match request {
+        Request::ConsoleAttach { guest, .. } => ("console", guest.to_string()),
+        Request::DomainCreate { config, .. } => ("create", config.name.clone()),
+        Request::DomainDestroy { guest } => ("destroy", guest.to_string()),
+        Request::ImagePut { .. } => ("upload of", String::from("an image")),
+        Request::VolumeCreate { name, .. } => ("volume create", name.clone()),
+        Request::VolumeExport { name } => ("volume export", name.clone()),
+        Request::VolumeImport { name, .. } => ("volume import", name.clone()),
+        _ => return String::new(),
+    };
+    // The name is not checked yet, and the line is to stay one.
+    format!("{what} {}: ", name.escape_default())
 }
 
 async fn serve_request(

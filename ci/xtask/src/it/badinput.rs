@@ -4,8 +4,9 @@ use super::{Test, passed};
 use crate::debian::Suite;
 use crate::images::Ramdisk;
 use crate::lab::{BOOT_LIMIT, CLI_LIMIT, GuestSpec, Lab, TRANSFER_LIMIT};
-use crate::process;
+use crate::process::{self, POLL};
 use crate::proxy::Proxy;
+use crate::qemu::HOST_ADDRESS;
 use crate::report::Outcome;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::{self, File};
@@ -405,6 +406,7 @@ fn cut(lab: &mut Lab) -> Result<Outcome> {
     cut_after(lab, 50, &["create", &file], "host unreachable")?;
     // In the upload: of the kernel, if the host has it not, and of the ramdisk.
     cut_create(lab, 100_000).context("cut at the beginning")?;
+    was_cut(lab, "upload of an image:")?;
     let ramdisk = fs::metadata(lab.dir.join(RAMDISK))?.len();
     let whole = cut_create(lab, ramdisk / 3 * 2).context("cut in the ramdisk")?;
     // After the last byte: the host knows what to do, and cannot say what came of it.
@@ -435,9 +437,25 @@ fn cut_import(lab: &mut Lab) -> Result<()> {
         ensure!(Instant::now() < deadline, "a cut import left {after}");
         thread::sleep(Duration::from_millis(300));
     }
+    was_cut(lab, "volume import half:")?;
     lab.closer_within(&import, TRANSFER_LIMIT)?;
     lab.closer(&["volume", "remove", "half"])?;
     Ok(())
+}
+
+/// The host's log says who was cut off, and in what.
+fn was_cut(lab: &mut Lab, what: &str) -> Result<()> {
+    // As the bed's one administrator is called.
+    let words = format!("rpc: {HOST_ADDRESS}: bed: {what} ");
+    let deadline = Instant::now() + CLI_LIMIT;
+    loop {
+        let log = lab.closer(&["dmesg"])?;
+        if log.contains(&words) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "no line with {words:?}: {log}");
+        thread::sleep(POLL);
+    }
 }
 
 /// A volume that is half overwritten is no guest's, over a restart of the host too; it can
