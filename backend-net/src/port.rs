@@ -16,6 +16,9 @@ pub struct Limits {
     pub frames: usize,
     /// Pages of packet memory in them: somebody else's pool.
     pub pages: usize,
+    /// Frames and pages of these that are not for guests: [`Inbox::has_room`] leaves them
+    /// free, give or take a frame of each sender.
+    pub reserve: usize,
 }
 
 impl Limits {
@@ -23,16 +26,20 @@ impl Limits {
     pub const VIF: Self = Self {
         frames: 256,
         pages: 512,
+        reserve: 0,
     };
-    /// For a NIC queue, which empties at wire speed.
+    /// For a NIC queue, which empties at wire speed. Our own stack sends by it, too, and does
+    /// not wait for room: guests that do would always be first.
     pub const UPLINK: Self = Self {
         frames: 256,
         pages: 512,
+        reserve: 32,
     };
     /// For our own stack.
     pub const LOCAL: Self = Self {
         frames: 64,
         pages: 128,
+        reserve: 0,
     };
 }
 
@@ -234,11 +241,16 @@ impl Inbox {
         }
     }
 
-    /// Whether a frame would probably be taken.
+    /// Whether a guest's frame would probably be taken.
     pub fn has_room(&self) -> bool {
+        let Limits {
+            frames,
+            pages,
+            reserve,
+        } = self.limits;
         self.closed.load(Ordering::Acquire)
-            || (self.queue.len() < self.limits.frames
-                && self.pages.load(Ordering::Acquire) + hal::net::MAX_PARTS <= self.limits.pages)
+            || (self.queue.len() + reserve < frames
+                && self.pages.load(Ordering::Acquire) + hal::net::MAX_PARTS + reserve <= pages)
     }
 
     /// Frames waiting.

@@ -361,6 +361,9 @@ impl View {
             };
         }
         match (source, &self.uplink) {
+            (Source::Station(_), Some(uplink)) if !uplink.has_room() => {
+                Verdict::Busy(frame, uplink.clone())
+            }
             (Source::Station(_) | Source::Ourselves, Some(uplink)) => {
                 Self::to_uplink(uplink, frame)
             }
@@ -372,11 +375,12 @@ impl View {
     /// reader takes frames in their sender's memory. `None`: [`Self::forward`] decides.
     pub fn direct_target(&self, own: MacAddr, head: &[u8]) -> Option<Arc<Inbox>> {
         let (to, from) = headers::addresses(head)?;
-        if from != own || to == own || to.is_multicast() {
+        if from != own || to.is_multicast() {
             return None;
         }
         let station = self.table.station(to)?;
-        station.inbox.takes_direct().then(|| station.inbox.clone())
+        let takes = station.hears(Source::Station(own)) && station.inbox.takes_direct();
+        takes.then(|| station.inbox.clone())
     }
 
     fn to_uplink(uplink: &Arc<Inbox>, frame: Frame) -> Verdict {
@@ -394,7 +398,11 @@ impl View {
             .iter()
             .filter(|station| station.hears(source))
             .map(|station| &station.inbox)
-            .chain(self.uplink.as_ref().filter(|_| source != Source::Uplink))
+            .chain(self.uplink.as_ref().filter(|uplink| match source {
+                Source::Station(_) => uplink.has_room(),
+                Source::Ourselves => true,
+                Source::Uplink => false,
+            }))
             .peekable();
         let mut count = 0;
         while let Some(inbox) = receivers.next() {

@@ -298,3 +298,12 @@ fn what_follows_the_packet_of_a_long_frame_is_cut_off() {
     bed.run();
     assert!(b.front.recv()[0].bytes == good);
 }
+
+#[test]
+fn a_guest_does_not_hear_its_own_long_frame() {
+    let (bed, mut a, _b) = pair();
+    a.front.post_rx(64);
+    a.front.send(&long(a.mac, a.mac, 1), &Sending::default());
+    bed.run();
+    assert_eq!(a.front.recv().len(), 0);
+}

@@ -452,6 +452,42 @@ fn our_own_stack_hears_and_speaks_to_the_wire_only() {
     assert_eq!((losses.received, losses.unsent), (0, 1));
 }
 
+/// Guests wait for room at the NIC's queue; our own stack, which uses the same, does not.
+#[test]
+fn guests_that_send_more_than_the_wire_takes_leave_our_own_stack_its_turn() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 64);
+    let mut local = bed.local(9);
+    let mut guests = [1, 2].map(|n| bed.guest(n, LINUX, 0));
+    let (mut ours, mut theirs) = (0, 0);
+    for n in 0..100 {
+        for guest in &mut guests {
+            guest.front.collect_tx();
+            while guest.front.tx_free() > 1 {
+                let to = if n % 2 == 0 {
+                    OUTSIDE
+                } else {
+                    MacAddr::BROADCAST
+                };
+                let frame = raw(guest.mac, to, &pattern(n, 1000));
+                guest.front.send(&frame, &Sending::default());
+            }
+        }
+        bed.run();
+        assert!(local.send(&raw(mac(9), OUTSIDE, &pattern(n, 200))), "{n}");
+        for sent in outside.nic.take_sent() {
+            match sent.bytes[6..12] == mac(9).0 {
+                true => ours += 1,
+                false => theirs += 1,
+            }
+        }
+        bed.run();
+    }
+    // The last ones are still on their way.
+    assert!(ours > 90, "{ours}");
+    assert!(theirs > 64 * 90, "{theirs}");
+}
+
 /// Fills what there is between a guest and a NIC that sends nothing.
 fn send_in_vain(bed: &Bed, guest: &mut Guest) {
     for n in 0..1000 {
