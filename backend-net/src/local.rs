@@ -1,8 +1,10 @@
 //! The port of our own management stack: plain frames from and to the wire.
 //!
-//! It has nothing to do with guests. They neither reach it nor hear it ([`crate::switch`]):
-//! a stack that answers everybody is one that everybody can wear down, and who manages this
-//! host is on another machine.
+//! The switch keeps guests from it and it from guests: a stack that answers everybody is one
+//! that everybody can wear down, and who manages this host is on another machine. It sends
+//! by the NIC queue of some guests' core, where some room is for it ([`Limits::UPLINK`]).
+//!
+//! [`Limits::UPLINK`]: crate::Limits::UPLINK
 
 use crate::switch::{Port, Source, Verdict, View};
 use alloc::vec::Vec;

@@ -1,7 +1,7 @@
 //! The management network: TCP on the pVM's own switch port.
 //!
 //! One task polls the stack ([`toolstack_management`]); sockets wake their users through
-//! smoltcp's wakers. On no guest's path, and no guest is on its path.
+//! smoltcp's wakers. On no guest's path.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
