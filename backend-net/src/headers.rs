@@ -213,3 +213,32 @@ pub fn l4_bytes(prefix: &[u8], layout: &Layout) -> usize {
         .unwrap_or(0)
         .saturating_sub(layout.l4_start())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// None has all that a checksum is over.
+    #[test]
+    fn no_fragment_has_a_transport_header() {
+        const DONT_FRAGMENT: u16 = 0x4000;
+        const MORE_FRAGMENTS: u16 = 0x2000;
+        let mut frame = [0; ETHERNET + 20 + 8];
+        frame[12..14].copy_from_slice(&IPV4.to_be_bytes());
+        frame[14] = 0x45;
+        frame[17] = 20 + 8;
+        frame[23] = UDP;
+        for (fragment, whole) in [
+            (0, true),
+            (DONT_FRAGMENT, true),
+            (MORE_FRAGMENTS, false),
+            (MORE_FRAGMENTS | 1, false),
+            (1, false),
+            (0x1000, false),
+        ] {
+            frame[20..22].copy_from_slice(&fragment.to_be_bytes());
+            let found = parse(&frame, frame.len()).is_some();
+            assert_eq!(found, whole, "{fragment:#x}");
+        }
+    }
+}

@@ -2,12 +2,17 @@
 
 mod common;
 
-use backend_net::Limits;
 use backend_net::port::Inbox;
+use backend_net::uplink::{self, Uplink};
+use backend_net::{Limits, stop_pair};
 use common::{Bed, LINUX, PLAIN, mac, pattern};
-use hal::net::Frame;
+use hal::VcpuId;
+use hal::net::{Frame, NetQueue, Offloads};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use xen_abi::io::netif::txf;
 use xen_sim::Sending;
 
@@ -47,6 +52,63 @@ fn frames_that_are_not_fit_for_a_guest_are_dropped_in_turns() {
     assert_eq!(plain.counters.snapshot().rx_errors, 10);
     assert!(plain.front.recv().is_empty());
     bed.assert_no_memory_held();
+}
+
+/// A NIC that has so many frames, all at once.
+struct Flood(Rc<Cell<usize>>);
+
+impl NetQueue for Flood {
+    fn has_carrier(&self) -> bool {
+        true
+    }
+    fn send(&mut self, frame: Frame) -> Result<(), Frame> {
+        Err(frame)
+    }
+    fn kick(&mut self) {}
+    fn reclaim(&mut self) -> usize {
+        0
+    }
+    fn has_room(&self) -> bool {
+        true
+    }
+    fn recv(&mut self) -> Option<Frame> {
+        self.0.set(self.0.get().checked_sub(1)?);
+        Some(Frame::empty())
+    }
+    fn refill(&mut self) -> usize {
+        0
+    }
+    fn poll_work(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        if self.0.get() > 0 {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+#[test]
+fn frames_from_the_wire_are_taken_in_turns() {
+    const CAME: usize = 10_000;
+    let bed = Bed::new();
+    let left = Rc::new(Cell::new(CAME));
+    let uplink = Uplink {
+        queue: Box::new(Flood(left.clone())),
+        offloads: Offloads::default(),
+        max_frame: 1518,
+        port: bed.switch.add_uplink(VcpuId(0), Limits::UPLINK).unwrap(),
+        pool: bed.pool.clone(),
+        timer: bed.executor.timer(),
+        counters: Arc::default(),
+    };
+    let (_stopper, stop) = stop_pair();
+    drop(bed.executor.spawn(uplink::serve(uplink, stop)));
+    let seen = left.clone();
+    let other = bed.executor.spawn(async move { seen.get() });
+    bed.run();
+    assert_eq!(left.get(), 0);
+    let seen = other.take().expect("its turn");
+    assert!((1..CAME).contains(&seen), "{seen} left at another's turn");
 }
 
 /// One that pushes while the reader closes: between its look and its push it may be stopped
