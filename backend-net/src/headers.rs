@@ -15,6 +15,7 @@ const VLAN_TAG: u16 = 0x8100;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const TCP: u8 = 6;
+const MAC_CONTROL: u16 = 0x8808;
 const UDP: u8 = 17;
 /// Extension headers that are walked before the frame counts as neither TCP nor UDP.
 const MAX_EXTENSIONS: usize = 8;
@@ -28,6 +29,15 @@ pub fn addresses(prefix: &[u8]) -> Option<(MacAddr, MacAddr)> {
     let to = prefix.get(..6)?.try_into().ok()?;
     let from = prefix.get(6..12)?.try_into().ok()?;
     Some((MacAddr(to), MacAddr(from)))
+}
+
+/// Whether a frame that starts with `prefix` is for the other end of its link, so that no
+/// bridge forwards it: to a reserved group address (IEEE 802.1Q table 8-1: spanning tree,
+/// LACP, LLDP) or MAC control (IEEE 802.3 annex 31A), with which one station can keep another
+/// from sending.
+pub fn is_of_the_link(prefix: &[u8]) -> bool {
+    let reserved = matches!(prefix, [0x01, 0x80, 0xc2, 0, 0, 0..=0x0f, ..]);
+    reserved || be16(prefix, 12) == Some(MAC_CONTROL)
 }
 
 /// Finds the headers of a TCP or UDP frame of `len` bytes that starts with `prefix`

@@ -351,6 +351,9 @@ impl View {
         {
             return Verdict::Spoofed;
         }
+        if headers::is_of_the_link(&head) {
+            return Verdict::Dropped;
+        }
         if to.is_multicast() {
             return self.flood(source, frame, pool);
         }

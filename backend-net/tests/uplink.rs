@@ -452,6 +452,42 @@ fn our_own_stack_hears_and_speaks_to_the_wire_only() {
     assert_eq!((losses.received, losses.unsent), (0, 1));
 }
 
+/// A guest's PAUSE would keep the switch at the other end from sending to all of the host.
+#[test]
+fn frames_for_the_other_end_of_the_link_go_no_further() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 100);
+    let mut guest = bed.guest(1, LINUX, 0);
+    guest.front.post_rx(64);
+    let group = |last| MacAddr([0x01, 0x80, 0xc2, 0, 0, last]);
+    let pause = |to, from| {
+        let mut frame = raw(from, to, &pattern(1, 46));
+        frame[12..14].copy_from_slice(&[0x88, 0x08]);
+        frame
+    };
+    let reserved = (0..=15).map(|last| raw(guest.mac, group(last), &pattern(1, 46)));
+    let control = [OUTSIDE, MacAddr::BROADCAST].map(|to| pause(to, guest.mac));
+    for frame in reserved.chain(control) {
+        guest.front.send(&frame, &Sending::default());
+    }
+    let last = raw(guest.mac, group(16), &pattern(1, 46));
+    guest.front.send(&last, &Sending::default());
+    for frame in [
+        raw(OUTSIDE, group(14), &pattern(1, 46)),
+        pause(guest.mac, OUTSIDE),
+    ] {
+        outside
+            .nic
+            .arrive(Frame::from_bytes(&bed.pool, &frame).unwrap());
+    }
+    bed.run();
+    let sent = outside.nic.take_sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].bytes, last);
+    assert_eq!(guest.front.recv().len(), 0);
+    assert_eq!(guest.counters.snapshot().tx_dropped, 18);
+}
+
 /// Guests wait for room at the NIC's queue; our own stack, which uses the same, does not.
 #[test]
 fn guests_that_send_more_than_the_wire_takes_leave_our_own_stack_its_turn() {
