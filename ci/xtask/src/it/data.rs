@@ -102,6 +102,18 @@ fn import_export(lab: &mut Lab) -> Result<Outcome> {
         back.iter().skip(length).all(|byte| *byte == 0),
         "the export's end is not zeros"
     );
+    // What is beyond a file that overwrites stays, in the sector where it ends, too.
+    let begin = vec![b'x'; 1000];
+    fs::write(&source, &begin).context("cannot write the file to import")?;
+    let over = ["volume", "import", "--overwrite", "v", &text(&source)];
+    lab.closer_within(&over, TRANSFER_LIMIT)?;
+    fs::remove_file(&target).context("cannot clean up")?;
+    lab.closer_within(&["volume", "export", "v", &text(&target)], TRANSFER_LIMIT)?;
+    let back = fs::read(&target).context("cannot read what was exported")?;
+    ensure!(
+        back.get(..1000) == Some(begin.as_slice()) && back.get(1000..length) == bytes.get(1000..),
+        "what is beyond the file that overwrites differs"
+    );
     fs::remove_file(&source)
         .and_then(|()| fs::remove_file(&target))
         .context("cannot clean up")?;

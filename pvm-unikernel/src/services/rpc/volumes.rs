@@ -332,8 +332,24 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// What is beyond the end of the file stays, in its last block, too.
+    async fn keep_rest_of_block(&mut self) -> Result<(), BlockError> {
+        let mut old = vec![0; self.io.disk().geometry().block_size as usize];
+        let used = self.gathered.len() % old.len();
+        if used > 0 {
+            let whole = self.gathered.len() - used;
+            let last = self.at + whole as u64 / SECTOR;
+            self.io.read(last, &mut old).await?;
+            self.gathered.extend_from_slice(&old[used..]);
+        }
+        Ok(())
+    }
+
     /// Writes what is gathered, zeroes up to `end` if given, and makes all of it durable.
     async fn finish(mut self, end: Option<u64>) -> Result<(), BlockError> {
+        if end.is_none() {
+            self.keep_rest_of_block().await?;
+        }
         if !self.gathered.is_empty() {
             self.put_out().await?;
         }
