@@ -660,6 +660,17 @@ fn what_a_reset_of_the_disk_cut_off_is_done_again_once() {
     bed.finish();
 }
 
+#[test]
+fn a_flush_that_a_reset_cut_off_is_done_before_the_guest_is_told_so() {
+    let mut bed = Bed::new(Options::default());
+    bed.ram.fail_flush.set(Some(BlockError::Reset));
+    let id = bed.push(request(OP_FLUSH_DISKCACHE, 0, &[]));
+    assert_eq!(bed.answer(id), RSP_OKAY);
+    assert_eq!(bed.ram.flushes.get(), 1);
+    assert_eq!(bed.counters.snapshot().retries, 1);
+    bed.finish();
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Transfer {

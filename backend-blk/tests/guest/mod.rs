@@ -41,6 +41,8 @@ pub struct RamDisk {
     pub fail: Rc<Cell<Option<(BlockError, u64)>>>,
     /// So many more after it fail the same way.
     pub fails_left: Rc<Cell<u32>>,
+    /// The next flush fails with this, and is none.
+    pub fail_flush: Rc<Cell<Option<BlockError>>>,
     /// Lists of more than one segment are refused.
     pub picky: Rc<Cell<bool>>,
     pub log: Rc<RefCell<Vec<String>>>,
@@ -65,6 +67,7 @@ impl RamDisk {
             most_in_flight: Rc::default(),
             fail: Rc::default(),
             fails_left: Rc::default(),
+            fail_flush: Rc::default(),
             picky: Rc::default(),
             log: Rc::default(),
         }
@@ -154,6 +157,9 @@ impl Disk for RamDisk {
     }
     async fn flush(&self) -> Result<(), BlockError> {
         hal::timer::sleep(&self.timer, 500).await;
+        if let Some(error) = self.fail_flush.take() {
+            return Err(error);
+        }
         self.flushes.set(self.flushes.get() + 1);
         self.log.borrow_mut().push("flush".into());
         Ok(())
