@@ -131,6 +131,42 @@ fn a_receiver_that_never_posts_buffers_loses_them() {
 }
 
 #[test]
+fn frames_that_waited_for_buffers_in_vain_leave_room_for_others() {
+    const FRAMES: u32 = 10;
+    const ROUNDS: u32 = 20;
+    let (bed, mut a, mut b) = pair();
+    let frames: Vec<_> = (0..FRAMES).map(|n| long(a.mac, b.mac, n)).collect();
+    // Each time it brings home some of them, in all more than its inbox may hold.
+    for round in 1..=ROUNDS {
+        // For the first frame.
+        b.front.post_rx(15);
+        bed.run();
+        for frame in &frames {
+            a.front.send(frame, &Sending::default());
+        }
+        bed.run();
+        a.front.collect_tx();
+        assert_eq!(b.front.recv()[0].bytes, frames[0]);
+        if round < ROUNDS {
+            bed.executor.timer().advance(1_000_000_000);
+            bed.run();
+            let dropped = b.counters.snapshot().rx_dropped;
+            assert_eq!(dropped, u64::from(round * (FRAMES - 1)));
+            bed.assert_no_memory_held();
+        }
+    }
+    b.front.post_rx(200);
+    bed.run();
+    let got: Vec<_> = b
+        .front
+        .recv()
+        .into_iter()
+        .map(|frame| frame.bytes)
+        .collect();
+    assert!(got == frames[1..]);
+}
+
+#[test]
 fn without_memory_a_waiting_frame_is_lost_rather_than_held() {
     let (bed, mut a, b) = pair();
     let mut taken = Vec::new();
