@@ -17,6 +17,19 @@ use std::num::NonZeroU16;
 use xen_abi::io::netif::{gso_type, txf};
 use xen_sim::Sending;
 
+/// A UDP frame with a right checksum, built by etherparse.
+fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
+    let step = etherparse::PacketBuilder::ethernet2(mac(1).0, mac(2).0);
+    let ip = if v6 {
+        step.ipv6([0x20; 16], [0x21; 16], 64)
+    } else {
+        step.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+    };
+    let mut frame = Vec::new();
+    ip.udp(4000, 5001).write(&mut frame, payload).unwrap();
+    frame
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -67,6 +80,35 @@ proptest! {
         for pair in ids.windows(2) {
             prop_assert_eq!(pair[0].wrapping_add(1), pair[1]);
         }
+    }
+
+    /// Zero would say that there is none (RFC 768).
+    #[test]
+    fn a_udp_sum_of_zero_is_written_as_ones(v6: bool, words in prop::collection::vec(any::<u16>(), 0..800)) {
+        const SUM: std::ops::Range<usize> = 6..8;
+        let mut payload: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        payload.extend([0, 0]);
+        let at = |bytes: &[u8]| bytes.len() - payload.len() - 8;
+        let bytes = udp(v6, &payload);
+        // The word that the rest lacks.
+        let lacking = bytes[at(&bytes)..][SUM].to_vec();
+        let end = payload.len() - 2;
+        let mut whole = payload.clone();
+        whole[end..].copy_from_slice(&lacking);
+        let right = udp(v6, &whole);
+        let mut blank = right.clone();
+        blank[at(&right)..][SUM].fill(0);
+
+        let bed = Bed::new();
+        let mut frame = Frame::from_bytes(&bed.pool, &blank).unwrap();
+        let prefix = &blank[..blank.len().min(backend_net::headers::PREFIX)];
+        let layout = backend_net::headers::parse(prefix, blank.len()).unwrap();
+        frame.checksum = Checksum::Partial(layout);
+        fill_checksum(&mut frame);
+        let mut filled = vec![0; blank.len()];
+        frame.read(0, &mut filled);
+        prop_assert_eq!(&filled[at(&filled)..][SUM], &[0xff, 0xff]);
+        prop_assert_eq!(filled, right);
     }
 
     #[test]
