@@ -324,6 +324,40 @@ fn a_signal_leaves_the_terminal_as_before() {
 }
 
 #[test]
+fn a_long_transfer_shows_on_a_terminal_how_far_it_is() {
+    use std::io::Read as _;
+    let bed = Bed::new();
+    bed.write("root.img", &[0xa5; 2 << 20]);
+    let Terminal {
+        mut master, slave, ..
+    } = Terminal::new();
+    rustix::termios::tcsetwinsize(
+        &slave,
+        rustix::termios::Winsize {
+            ws_row: 24,
+            ws_col: 120,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        },
+    )
+    .unwrap();
+    let mut child = bed
+        .command(&["volume", "import", "root", "root.img"])
+        .env("TERM", "xterm")
+        .stderr(slave)
+        .spawn()
+        .unwrap();
+    let mut shown = Vec::new();
+    // It ends with an error, once the program has.
+    master.read_to_end(&mut shown).unwrap_err();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("volume import root"), "{shown:?}");
+    // Of nothing, it would say `0 B`.
+    assert!(shown.contains(" KiB/2.00 MiB"), "{shown:?}");
+}
+
+#[test]
 fn the_host_describes_itself() {
     let bed = Bed::new();
     let info = bed.run(&["info", "--json"]).json();
