@@ -173,9 +173,6 @@ impl<S: ByteStream> Incoming<'_, S> {
             return Err(ConnectionError::Malformed.into());
         };
         self.payload += payload;
-        if self.payload - self.acknowledged > WINDOW + ACK_EVERY {
-            return Err(ConnectionError::Malformed.into());
-        }
         if self.announced.is_some_and(|a| received > a) {
             let error = self.wrong_length(received);
             self.drain_after_reject(&error).await?;
@@ -363,5 +360,81 @@ impl ImageHasher {
     #[must_use]
     pub fn finish(self) -> ImageId {
         ImageId(self.0.finalize().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::FrameWriter;
+    use crate::fuzz::{Canned, run};
+    use crate::key::PublicKey;
+    use crate::noise::ciphers_for_tests;
+    use alloc::vec::Vec;
+
+    /// Runs `ours` against a peer that sends these frames.
+    fn against<T>(
+        frames: &[(Kind, &[u8])],
+        ours: impl AsyncFnOnce(&mut Connection<Canned<'_>>) -> T,
+    ) -> T {
+        let mut writer = FrameWriter::new(ciphers_for_tests([7; 32]).unwrap().sealer);
+        let mut bytes = Vec::new();
+        for (kind, payload) in frames {
+            bytes.extend_from_slice(writer.seal(*kind, payload).unwrap());
+        }
+        let ciphers = ciphers_for_tests([7; 32]).unwrap();
+        let mut connection = Connection::new(Canned::new(&bytes), ciphers, PublicKey([9; 32]));
+        run(ours(&mut connection))
+    }
+
+    #[test]
+    fn after_a_rejection_a_window_still_arrives_and_no_byte_more() {
+        const PAYLOAD: &[u8] = &[1; 8192];
+        let mut frames: Vec<(Kind, &[u8])> = Vec::new();
+        for _ in 0..(WINDOW + ACK_EVERY) / 8192 {
+            frames.push((Kind::Data, PAYLOAD));
+        }
+        let reject = async |connection: &mut Connection<Canned<'_>>| {
+            let incoming = connection.incoming(None);
+            incoming.reject(&RpcError::UnknownRequest).await
+        };
+        frames.push((Kind::Abort, &[]));
+        assert!(against(&frames, reject).is_ok());
+        let end = frames.len() - 1;
+        frames.insert(end, (Kind::Data, &[1]));
+        let result = against(&frames, reject);
+        assert!(matches!(result, Err(ConnectionError::Malformed)));
+    }
+
+    #[test]
+    fn an_acknowledgement_is_of_more_than_the_last_and_of_no_more_than_was_sent() {
+        for (counts, good) in [
+            (&[100u64][..], true),
+            (&[60, 100], true),
+            (&[0], false),
+            (&[101], false),
+            (&[60, 60], false),
+            (&[60, 59], false),
+            (&[60, 101], false),
+        ] {
+            let payloads: Vec<_> = counts.iter().map(|count| count.to_le_bytes()).collect();
+            let mut frames: Vec<(Kind, &[u8])> = Vec::new();
+            for payload in &payloads {
+                frames.push((Kind::Ack, payload));
+            }
+            frames.push((Kind::Received, &[]));
+            let result = against(&frames, async |connection| {
+                let mut outgoing = connection.outgoing();
+                outgoing.send(&[1; 100]).await?;
+                outgoing.finish().await
+            });
+            match result {
+                Ok(()) => assert!(good, "{counts:?}"),
+                Err(TransferError::Connection(ConnectionError::Malformed)) => {
+                    assert!(!good, "{counts:?}");
+                }
+                Err(other) => panic!("{counts:?}: {other:?}"),
+            }
+        }
     }
 }
