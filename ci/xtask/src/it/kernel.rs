@@ -1,7 +1,7 @@
 //! The pVM's kernel by itself: its self-test, a panic, bad options.
 
 use super::{Test, passed};
-use crate::lab::Lab;
+use crate::lab::{GuestSpec, Lab};
 use crate::process::output;
 use crate::qemu::PVM_ADDRESS;
 use crate::report::Outcome;
@@ -34,6 +34,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "bad-options-are-named-and-survived",
         run: bad_options,
+    },
+    Test {
+        name: "guests-keep-off-the-cores-asked-for",
+        run: two_cores,
     },
     Test {
         name: "a-host-without-its-nic-halts",
@@ -137,6 +141,26 @@ fn bad_options(lab: &mut Lab) -> Result<Outcome> {
         "Closer's own work is not on one core: {info}"
     );
     sizes_are_true(lab, &info)?;
+    lab.stop()?;
+    passed()
+}
+
+/// `mc=2`: Closer's own work has the first two cores, and a guest runs on another.
+fn two_cores(lab: &mut Lab) -> Result<Outcome> {
+    lab.boot_until("mc=2", "closer: ready")?;
+    let info = lab.json(&["info"])?;
+    ensure!(
+        info["mc_cpus"] == serde_json::json!([0, 1]),
+        "Closer's own work is not on two cores: {info}"
+    );
+    lab.create(&GuestSpec::new("g"))?;
+    let listed = lab.listed("g")?.context("the guest is not listed")?;
+    let cpus = listed["cpus"].as_array().context("a guest's CPUs")?;
+    let apart = |cpu: &Value| cpu.as_u64().is_some_and(|cpu| cpu > 1);
+    ensure!(
+        !cpus.is_empty() && cpus.iter().all(apart),
+        "it runs where Closer does: {listed}"
+    );
     lab.stop()?;
     passed()
 }
