@@ -26,6 +26,10 @@ pub const TESTS: &[Test] = &[
         run: reboot_inside,
     },
     Test {
+        name: "poweroff-restarts-and-reboot-destroys-if-asked",
+        run: ends_as_asked,
+    },
+    Test {
         name: "reboot-command",
         run: reboot_command,
     },
@@ -198,6 +202,24 @@ fn reboot_inside(lab: &mut Lab) -> Result<Outcome> {
         uptime < 120.0,
         "the guest is up since {uptime} s: it did not reboot"
     );
+    passed()
+}
+
+/// Each ends as the other would without its line.
+fn ends_as_asked(lab: &mut Lab) -> Result<Outcome> {
+    let mut off = lab.create(&GuestSpec::new("off").pv().line("on_poweroff = \"restart\""))?;
+    let mut again = lab.create(&GuestSpec::new("again").pv().line("on_reboot = \"destroy\""))?;
+    let old = lab.domid("off")?;
+    for (guest, verb) in [(&mut off, "poweroff"), (&mut again, "reboot")] {
+        guest.console.wait_for_shell(BOOT_LIMIT)?;
+        guest.ok(&format!("(sleep 1; /sbin/{verb}) >/dev/null 2>&1 &"))?;
+    }
+    lab.wait_gone("again", BOOT_LIMIT)?;
+    lab.wait_reborn("off", old, BOOT_LIMIT)?;
+    // Time in which a guest that was only being made anew would be back.
+    lab.attach("off")?.console.wait_for_shell(BOOT_LIMIT)?;
+    let left = lab.guests()?;
+    ensure!(left == ["off"], "there is {left:?}");
     passed()
 }
 
