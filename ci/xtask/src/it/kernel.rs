@@ -1,6 +1,7 @@
 //! The pVM's kernel by itself: its self-test, a panic, bad options.
 
 use super::{Test, passed};
+use crate::keys;
 use crate::lab::{GuestSpec, Lab};
 use crate::process::output;
 use crate::qemu::PVM_ADDRESS;
@@ -42,6 +43,10 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "a-host-without-its-nic-halts",
         run: no_nic,
+    },
+    Test {
+        name: "a-host-without-administrators-halts",
+        run: no_administrators,
     },
     Test {
         name: "address-by-dhcp",
@@ -207,6 +212,28 @@ fn no_nic(lab: &mut Lab) -> Result<Outcome> {
         ensure!(bed.is_running(), "{option}: the machine went down");
     }
     lab.stop()?;
+    passed()
+}
+
+/// One line says why; it is never ready. A file that names nobody is as none.
+fn no_administrators(lab: &mut Lab) -> Result<Outcome> {
+    keys::pair(lab.setup.paths(), &lab.dir, "admin")?;
+    // What the bed puts before the name in `admins`; thus the line is a comment.
+    let public = lab.dir.join("admin.key.pub");
+    let before = fs::read(&public)?;
+    fs::write(&public, "#")?;
+    let halted = "closer: halted: the host cannot be managed as it is configured";
+    let bed = lab.boot_until("", halted)?;
+    let serial = bed.serial();
+    let lines: Vec<_> = own_lines(&serial, "admins: ").collect();
+    ensure!(
+        matches!(lines[..], [line] if line.contains("nothing usable in it; halting")),
+        "not one line about admins: {lines:#?}"
+    );
+    ensure!(!serial.contains("closer: ready"), "it is ready");
+    ensure!(bed.is_running(), "the machine went down");
+    lab.stop()?;
+    fs::write(&public, before)?;
     passed()
 }
 
