@@ -25,6 +25,10 @@ pub const ONE_SOCKET_TESTS: &[Test] = &[
         name: "images-of-ended-guests-make-room",
         run: images_make_room,
     },
+    Test {
+        name: "the-second-nic-is-for-management-if-named",
+        run: second_nic,
+    },
 ];
 pub const OLD_XEN_TESTS: &[Test] = &[DISK_AND_NETWORK, super::kernel::SELFTEST];
 
@@ -79,6 +83,20 @@ fn left_alone(lab: &mut Lab) -> Result<Outcome> {
             "disk {number} was written to"
         );
     }
+    passed()
+}
+
+/// By its number and by its MAC. The CLI is not forwarded to its network.
+fn second_nic(lab: &mut Lab) -> Result<Outcome> {
+    for option in ["nic=1", "nic=52:54:00:12:34:57"] {
+        let serial = lab.boot_until(option, "closer: ready")?.serial();
+        let lines = serial.lines().filter(|line| line.contains("network: NIC "));
+        let used = lines
+            .clone()
+            .any(|line| line.contains(", MAC 52:54:00:12:34:57, "));
+        ensure!(used, "{option}: {:#?}", lines.collect::<Vec<_>>());
+    }
+    lab.stop()?;
     passed()
 }
 
