@@ -2,7 +2,7 @@
 
 use super::{Test, passed};
 use crate::keys;
-use crate::lab::{GuestSpec, Lab};
+use crate::lab::{GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::process::output;
 use crate::qemu::PVM_ADDRESS;
 use crate::report::Outcome;
@@ -150,7 +150,7 @@ fn bad_options(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// `mc=2`: Closer's own work has the first two cores, and a guest runs on another.
+/// `mc=2`: Closer's own work has the first two cores, and guests are on others.
 fn two_cores(lab: &mut Lab) -> Result<Outcome> {
     lab.boot_until("mc=2", "closer: ready")?;
     let info = lab.json(&["info"])?;
@@ -158,14 +158,18 @@ fn two_cores(lab: &mut Lab) -> Result<Outcome> {
         info["mc_cpus"] == serde_json::json!([0, 1]),
         "Closer's own work is not on two cores: {info}"
     );
-    lab.create(&GuestSpec::new("g"))?;
-    let listed = lab.listed("g")?.context("the guest is not listed")?;
-    let cpus = listed["cpus"].as_array().context("a guest's CPUs")?;
-    let apart = |cpu: &Value| cpu.as_u64().is_some_and(|cpu| cpu > 1);
-    ensure!(
-        !cpus.is_empty() && cpus.iter().all(apart),
-        "it runs where Closer does: {listed}"
-    );
+    // More than the other socket has cores, so that it does not draw them all by being empty.
+    for name in ["g1", "g2", "g3"] {
+        let file = lab.write_config(&GuestSpec::new(name))?;
+        lab.closer_within(&["create", "-p", &file.to_string_lossy()], TRANSFER_LIMIT)?;
+        let listed = lab.listed(name)?.context("the guest is not listed")?;
+        let cpus = listed["cpus"].as_array().context("a guest's CPUs")?;
+        let apart = |cpu: &Value| cpu.as_u64().is_some_and(|cpu| cpu > 1);
+        ensure!(
+            !cpus.is_empty() && cpus.iter().all(apart),
+            "it runs where Closer does: {listed}"
+        );
+    }
     lab.stop()?;
     passed()
 }
