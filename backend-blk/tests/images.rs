@@ -4,7 +4,7 @@
 mod recorder;
 
 use backend_blk::BlockError;
-use backend_blk::images::{Collected, ImageArea, ImageError, ObjectId};
+use backend_blk::images::{Collected, ImageArea, ImageError, ObjectHandle, ObjectId};
 use proptest::prelude::*;
 use recorder::{Recorder, run};
 use sha2::{Digest, Sha256};
@@ -208,21 +208,24 @@ fn a_fresh_put_is_held_until_its_handle_goes() {
     });
 }
 
+/// Begins both before it ends the first.
+async fn put_twice(area: &ImageArea<Recorder>, data: &[u8]) -> (ObjectHandle, ObjectHandle) {
+    let len = data.len() as u64;
+    let mut first = area.put(id(data), len).await.unwrap();
+    let mut second = area.put(id(data), len).await.unwrap();
+    first.write(data).await.unwrap();
+    second.write(data).await.unwrap();
+    let first = first.commit().await.unwrap();
+    (first, second.commit().await.unwrap())
+}
+
 #[test]
 fn two_puts_of_the_same_bytes_make_one_object() {
     let disk = disk(64);
     let area = open(&disk).unwrap();
     run(async move {
-        let data = bytes(5000, 1);
-        let mut first = area.put(id(&data), 5000).await.unwrap();
-        let mut second = area.put(id(&data), 5000).await.unwrap();
-        first.write(&data).await.unwrap();
-        second.write(&data).await.unwrap();
-        let handles = (
-            first.commit().await.unwrap(),
-            second.commit().await.unwrap(),
-        );
-        assert_eq!(handles.0.id(), handles.1.id());
+        let (first, second) = put_twice(&area, &bytes(5000, 1)).await;
+        assert_eq!(first.id(), second.id());
         assert_eq!(area.space().free, 62 * 4096);
     });
 }
@@ -233,12 +236,8 @@ fn a_second_put_of_the_same_bytes_takes_no_blocks_from_who_reads_the_first() {
     let area = open(&disk).unwrap();
     run(async move {
         let data = bytes(5000, 1);
-        let mut first = area.put(id(&data), 5000).await.unwrap();
-        let mut second = area.put(id(&data), 5000).await.unwrap();
-        first.write(&data).await.unwrap();
-        second.write(&data).await.unwrap();
-        let reader = first.commit().await.unwrap();
-        drop(second.commit().await.unwrap());
+        let (reader, second) = put_twice(&area, &data).await;
+        drop(second);
         // Takes every block that is free.
         put(&area, &bytes(62 * 4096, 2), 65_536).await.unwrap();
         let mut seen = vec![0; 5000];

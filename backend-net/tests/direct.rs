@@ -16,6 +16,11 @@ use xen_sim::Sending;
 /// Bytes that are always copied into memory of ours.
 const HEAD: usize = backend_net::direct::HEAD;
 
+fn received(guest: &mut Guest) -> Vec<Vec<u8>> {
+    let frames = guest.front.recv().into_iter();
+    frames.map(|frame| frame.bytes).collect()
+}
+
 fn pair() -> (Bed, Guest, Guest) {
     let bed = Bed::new();
     let a = bed.guest(1, LINUX, 0);
@@ -96,12 +101,7 @@ fn a_receiver_without_buffers_holds_no_sender_up() {
     // They are not lost, if buffers come in time.
     b.front.post_rx(200);
     bed.run();
-    let got: Vec<_> = b
-        .front
-        .recv()
-        .into_iter()
-        .map(|frame| frame.bytes)
-        .collect();
+    let got = received(&mut b);
     assert!(got == frames);
     bed.assert_no_memory_held();
 
@@ -157,12 +157,7 @@ fn frames_that_waited_for_buffers_in_vain_leave_room_for_others() {
     }
     b.front.post_rx(200);
     bed.run();
-    let got: Vec<_> = b
-        .front
-        .recv()
-        .into_iter()
-        .map(|frame| frame.bytes)
-        .collect();
+    let got = received(&mut b);
     assert!(got == frames[1..]);
 }
 
@@ -233,12 +228,7 @@ fn long_and_short_frames_keep_their_order() {
         sent.push(frame);
     }
     bed.run();
-    let got: Vec<_> = b
-        .front
-        .recv()
-        .into_iter()
-        .map(|frame| frame.bytes)
-        .collect();
+    let got = received(&mut b);
     assert!(got == sent);
 }
 

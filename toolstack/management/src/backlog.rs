@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::Socket;
 use smoltcp::socket::tcp::{self, State::SynReceived};
 use smoltcp::time::{Duration, Instant};
 use toolstack_domain::placement::{SOCKET_BUFFERS, SOCKETS};
@@ -29,8 +30,6 @@ pub struct Backlog {
     waiting: VecDeque<SocketHandle>,
     /// Closed by their users, waiting for the peer to agree until then.
     closing: Vec<(SocketHandle, Instant)>,
-    /// All of them, and those in use.
-    open: usize,
 }
 
 impl Backlog {
@@ -40,7 +39,6 @@ impl Backlog {
             port,
             waiting: VecDeque::new(),
             closing: Vec::new(),
-            open: 0,
         }
     }
 
@@ -59,13 +57,15 @@ impl Backlog {
             } else if !begun {
                 // Gone before it was accepted.
                 sockets.remove(*handle);
-                self.open -= 1;
                 return false;
             }
             true
         });
         while ready < READY {
-            if self.open >= SOCKETS && (ready > 0 || !self.drop_one(sockets)) {
+            let open = sockets
+                .iter()
+                .filter(|(_, socket)| matches!(socket, Socket::Tcp(_)));
+            if open.count() >= SOCKETS && (ready > 0 || !self.drop_one(sockets)) {
                 return;
             }
             let mut socket = tcp::Socket::new(
@@ -77,7 +77,6 @@ impl Backlog {
                 .listen(self.port)
                 .expect("a port that is not 0, and a socket that is closed");
             self.waiting.push_back(sockets.add(socket));
-            self.open += 1;
             ready += 1;
         }
     }
@@ -100,7 +99,6 @@ impl Backlog {
         self.waiting.retain(|handle| *handle != gone);
         self.closing.retain(|(handle, _)| *handle != gone);
         sockets.remove(gone);
-        self.open -= 1;
         true
     }
 
@@ -136,7 +134,6 @@ impl Backlog {
 
     /// Frees what is closed.
     pub fn reap(&mut self, sockets: &mut SocketSet<'_>) {
-        let before = self.closing.len();
         self.closing.retain(|(handle, _)| {
             let socket = sockets.get::<tcp::Socket<'_>>(*handle);
             let done = !socket.is_open() || socket.state() == tcp::State::TimeWait;
@@ -145,6 +142,5 @@ impl Backlog {
             }
             !done
         });
-        self.open -= before - self.closing.len();
     }
 }

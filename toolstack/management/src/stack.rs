@@ -121,7 +121,7 @@ impl<P: Port> Stack<P> {
         self.interface.poll_delay(now, &self.sockets)
     }
 
-    /// A new connection, and where it comes from.
+    /// The oldest connection that nobody has accepted yet.
     pub fn accept(&mut self) -> Option<SocketHandle> {
         self.backlog.accept(&mut self.sockets)
     }
