@@ -76,6 +76,7 @@ async fn all(boot: &BootInfo) {
     if boot.is_dom0 {
         report("foreign", domain::foreign_map().await);
     }
+    memory::say_nodes();
     report("idle", tasks::idle_cost().await);
     if failed == 0 {
         announce(format_args!("selftest ok"));

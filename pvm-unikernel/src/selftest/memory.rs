@@ -1,15 +1,23 @@
 //! Frames, the heap, growing and shrinking, protection.
 
-use super::{Outcome, expect};
+use super::{Failure, Outcome, expect};
 use crate::arch::entry;
+use crate::firmware;
 use crate::log::announce;
-use crate::mem::{self, Frames};
+use crate::mem::{self, Frames, NodeCount};
+use crate::services::host::CALLS;
 use alloc::vec;
 use alloc::vec::Vec;
 use hal::Node;
+use toolstack_domain::xen::Xen;
 
 fn free_pages() -> u64 {
     mem::counts().iter().map(|count| count.free).sum()
+}
+
+fn count_of(node: Node) -> NodeCount {
+    let counts = mem::counts();
+    counts.get(node.0 as usize).copied().unwrap_or_default()
 }
 
 fn total_pages() -> u64 {
@@ -50,8 +58,7 @@ pub fn frames() -> Outcome {
     let mut held = Vec::with_capacity(128);
     for round in 0..3u64 {
         for pages in [1, 2, 3, 5, 8, 17, 31, 64, 1, 100] {
-            let mut run =
-                Frames::alloc(pages, Node(0)).ok_or(super::Failure("no frames".into()))?;
+            let mut run = Frames::alloc(pages, Node(0)).ok_or(Failure("no frames".into()))?;
             let zero = run.bytes().iter().all(|&byte| byte == 0);
             expect(zero, format_args!("a run of {pages} pages is not zeroed"))?;
             let mark = run.mfn().wrapping_mul(31).wrapping_add(round);
@@ -105,17 +112,17 @@ pub fn heap() -> Outcome {
 /// What nobody who gets our memory may see.
 const SECRET: u8 = 0x5e;
 
-/// Takes as much from Xen again as `given` runs of 64 pages, looks for them in all that is
-/// free now, as it is, and gives as much back.
-fn come_back_clear(given: &[u64]) -> Outcome {
-    let mut got = 0;
-    for (_, node) in given.iter().zip([Node(0), Node(1)].into_iter().cycle()) {
+/// Takes as much of `node` from Xen again as `given` runs of 64 pages, looks for them in all
+/// that is free now, as it is, and gives as much back.
+fn come_back_clear(node: Node, given: &[u64]) -> Outcome {
+    let (before, _) = mem::of_domain();
+    for _ in given {
         // Not in large pieces, which Xen would take from elsewhere.
-        got += mem::grow(node, 64)?;
+        mem::grow(node, 64)?;
     }
-    let all = usize::try_from(free_pages() / 64).unwrap_or(0);
+    let all = count_of(node).free / 64;
     let mut runs: Vec<Frames> = (0..all)
-        .map_while(|_| Frames::alloc_dirty(64, Node(0)))
+        .map_while(|_| Frames::alloc_dirty(64, node))
         .collect();
     let mut seen = 0;
     for run in runs.iter_mut().filter(|run| given.contains(&run.mfn())) {
@@ -123,46 +130,81 @@ fn come_back_clear(given: &[u64]) -> Outcome {
         let clear = run.bytes().iter().all(|byte| *byte != SECRET);
         expect(clear, format_args!("{:#x} came back as it was", run.mfn()))?;
     }
-    while let Some(run) = (got >= 64).then(|| runs.pop()).flatten() {
+    runs.retain(|run| run.node() == node);
+    // With what the search made it grow, if the last run was in pieces.
+    while let Some(run) = (mem::of_domain().0 > before).then(|| runs.pop()).flatten() {
         mem::give_back(run)?;
-        got -= 64;
     }
     announce(format_args!(
         "selftest: {seen} of {} runs came back",
         given.len()
     ));
+    expect(seen > 0, format_args!("none of {given:x?} came back"))
+}
+
+/// Pages that Xen has free on each node. Where a single frame lies it tells nobody.
+fn free_of_xen() -> Result<Vec<(Node, u64)>, Failure> {
+    let nodes = Xen::new(&CALLS)?.host_facts()?.nodes;
+    Ok(nodes
+        .iter()
+        .map(|node| (Node(node.id.0), node.free / 4096))
+        .collect())
+}
+
+/// Xen has `pages` fewer free on `node` than `before`, and as many as before on the others.
+fn expect_taken(before: &[(Node, u64)], node: Node, pages: i64) -> Outcome {
+    // Xen's own tables come and go by some pages.
+    const XENS: u64 = 32;
+    let after = free_of_xen()?;
+    let right = before.iter().zip(&after).all(|((on, before), (_, after))| {
+        let taken = if *on == node { pages } else { 0 };
+        before.saturating_add_signed(-taken).abs_diff(*after) <= XENS
+    });
     expect(
-        seen > 0 || given.is_empty(),
-        format_args!("none of {given:x?} came back"),
+        right,
+        format_args!("{pages} pages of {node:?}: Xen's free {before:?} became {after:?}"),
     )
 }
 
-/// Memory comes from Xen on each node and goes back, with Xen's own count as witness.
+/// Memory comes from Xen on the node asked for and goes back to it, with Xen's own counts
+/// as witness.
 pub fn grow_and_give_back() -> Outcome {
-    for node in [Node(0), Node(1)] {
-        let (owned_before, _) = mem::of_domain();
-        let got = mem::grow(node, 1024 + 33)?;
-        let (owned, _) = mem::of_domain();
+    // Large pieces, small ones and single pages.
+    const RUNS: usize = 16;
+    const REST: usize = 33;
+    const PAGES: u64 = 64 * RUNS as u64 + REST as u64;
+    mem::set_node_ranges(&firmware::node_map(&firmware::load()).ranges);
+    let xens = free_of_xen()?;
+    for (node, _) in xens.iter().copied() {
+        let before = count_of(node).total;
+        let got = mem::grow(node, PAGES)?;
         expect(
-            owned == owned_before + got,
-            format_args!("got {got}, Xen counts {owned}"),
+            got == PAGES,
+            format_args!("{node:?} gave {got} pages of {PAGES}"),
         )?;
-        expect(got > 0 || node.0 > 0, format_args!("node 0 gave nothing"))?;
-        let mut back = 0;
+        expect_taken(&xens, node, PAGES.cast_signed())?;
+        expect(
+            count_of(node).total == before + PAGES,
+            format_args!(
+                "{PAGES} of {node:?}: {before} became {}",
+                count_of(node).total
+            ),
+        )?;
         let mut given = Vec::new();
-        while back + 64 <= got {
-            let mut run = Frames::alloc(64, Node(0)).ok_or(super::Failure("no frames".into()))?;
+        for pages in [64; RUNS].into_iter().chain([REST]) {
+            let mut run = Frames::alloc(pages, node).ok_or(Failure("no frames".into()))?;
+            expect(
+                run.node() == node,
+                format_args!("asked {node:?}, got {:?}", run.node()),
+            )?;
             run.bytes().fill(SECRET);
             given.push(run.mfn());
             mem::give_back(run)?;
-            back += 64;
         }
-        let (owned, _) = mem::of_domain();
-        expect(
-            owned == owned_before + got - back,
-            format_args!("Xen counts {owned} after"),
-        )?;
-        come_back_clear(&given)?;
+        expect_taken(&xens, node, 0)?;
+        given.pop();
+        come_back_clear(node, &given)?;
+        expect_taken(&xens, node, 0)?;
         let (owned, _) = mem::of_domain();
         let counted = total_pages();
         expect(
@@ -170,8 +212,7 @@ pub fn grow_and_give_back() -> Outcome {
             format_args!("{owned} owned, {counted} counted"),
         )?;
         announce(format_args!(
-            "selftest: node {} gave {got} pages, took {back}",
-            node.0
+            "selftest: {node:?} gave {PAGES} pages and took them"
         ));
     }
     Ok(())
@@ -180,7 +221,7 @@ pub fn grow_and_give_back() -> Outcome {
 /// With ranges known, each frame counts for its node; the border moves nothing else.
 pub fn node_ranges() -> Outcome {
     let before = (free_pages(), total_pages());
-    let run = Frames::alloc(1, Node(0)).ok_or(super::Failure("no frames".into()))?;
+    let run = Frames::alloc(1, Node(0)).ok_or(Failure("no frames".into()))?;
     let border = run.mfn() + 1;
     drop(run);
     mem::set_node_ranges(&[(0, border, 0), (border, 1 << 34, 1)]);
@@ -194,21 +235,39 @@ pub fn node_ranges() -> Outcome {
             .get(node.0 as usize)
             .is_some_and(|count| count.free > 0);
         if wanted {
-            let run = Frames::alloc(1, node).ok_or(super::Failure("no frames".into()))?;
+            let run = Frames::alloc(1, node).ok_or(Failure("no frames".into()))?;
             expect(
                 run.node() == node,
                 format_args!("asked {node:?}, got {:?}", run.node()),
             )?;
         }
     }
-    let gone = mem::shrink(Node(1), 4096)?;
+    // As they really lie, for whoever comes next.
+    mem::set_node_ranges(&firmware::node_map(&firmware::load()).ranges);
+    let xens = free_of_xen()?;
+    let most = mem::counts().iter().map(|count| count.free).max();
+    let node = mem::counts()
+        .iter()
+        .position(|count| Some(count.free) == most);
+    let node = Node(u32::try_from(node.unwrap_or(0))?);
+    let gone = mem::shrink(node, most.unwrap_or(0) / 2)?;
+    expect(gone > 0, format_args!("{node:?} gave nothing of {most:?}"))?;
+    expect_taken(&xens, node, -gone.cast_signed())?;
     let (owned, _) = mem::of_domain();
     let counted = total_pages();
     announce(format_args!("selftest: {gone} spare pages given back"));
-    // Back to one node, for whoever comes next.
-    mem::set_node_ranges(&[]);
     expect(
         owned == counted,
         format_args!("{owned} owned, {counted} counted"),
     )
+}
+
+/// Says how many of our pages lie on which node: the bed compares that with what Xen says.
+pub fn say_nodes() {
+    for (node, count) in mem::counts().iter().enumerate() {
+        announce(format_args!(
+            "selftest: our pages on node {node}: {}",
+            count.total
+        ));
+    }
 }

@@ -25,10 +25,11 @@ pub const CLIENTS: usize = 12;
 /// Peers of the RPC port at once that have not proved to be administrators.
 pub const STRANGERS: usize = 8;
 /// Connections of the management address at once, and bytes of buffers for each: what is
-/// received, and what is sent.
+/// received, and what is sent. Each fits in one block of the heap (64 KiB with the
+/// allocator's own words): a buffer of 64 KiB would take two.
 pub const SOCKETS: usize = 24;
 /// See [`SOCKETS`].
-pub const SOCKET_BUFFERS: (usize, usize) = (64 << 10, 32 << 10);
+pub const SOCKET_BUFFERS: (usize, usize) = (60 << 10, 32 << 10);
 /// Drivers, the partition table, the catalog of images.
 const HEAP_OF_DRIVERS: u64 = kib(4 << 10);
 /// Old states that transactions keep, which are charged to nobody (`PINNED_MAX` of

@@ -244,9 +244,14 @@ fn ask_xen(lab: &mut Lab, key: char) -> Result<String> {
 }
 
 /// Pages of a domain on `node` and on the others, of Xen's answer to its key `u`.
-fn pages_by_node(answer: &str, domid: u64, node: u64) -> Result<(u64, u64)> {
-    let begin = format!(" d{domid} (total: ");
-    let mut lines = answer.lines().skip_while(|line| !line.contains(&begin));
+pub fn pages_by_node(answer: &str, domid: u64, node: u64) -> Result<(u64, u64)> {
+    // Xen 4.17 spells it out.
+    let begins = [
+        format!(" d{domid} (total: "),
+        format!(" Domain {domid} (total: "),
+    ];
+    let begins = |line: &&str| begins.iter().any(|begin| line.contains(begin));
+    let mut lines = answer.lines().skip_while(|line| !begins(line));
     lines
         .next()
         .with_context(|| format!("Xen says nothing of d{domid}: {answer}"))?;

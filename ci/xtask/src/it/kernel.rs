@@ -1,5 +1,6 @@
 //! The pVM's kernel by itself: its self-test, a panic, bad options.
 
+use super::boot::pages_by_node;
 use super::{Test, passed};
 use crate::keys;
 use crate::lab::{GuestSpec, Lab, TRANSFER_LIMIT};
@@ -63,6 +64,16 @@ fn selftest(lab: &mut Lab) -> Result<Outcome> {
         .filter(|check| check.contains(": "))
         .partition(|check| !check.contains(": ok"));
     ensure!(failed.is_empty(), "{}", failed.join("; "));
+    // Where our frames are, by our own lists and by Xen's.
+    let xens = lab.bed()?.ask_xen('u')?;
+    for node in 0..u64::from(lab.options.sockets) {
+        let (pages, _) = pages_by_node(&xens, 0, node)?;
+        let ours = format!("selftest: our pages on node {node}: {pages}");
+        ensure!(
+            serial.lines().any(|line| line.ends_with(&ours)),
+            "no line \"{ours}\": Xen says\n{xens}"
+        );
+    }
     lab.stop()?;
     Ok(Outcome::Passed(format!("{} checks", good.len())))
 }
