@@ -95,7 +95,7 @@ impl Bed {
             xen: setup.xen(options.xen)?,
             kernel,
             cmdline: options.pvm_args.clone(),
-            module: Some(configure(&paths, &files, rpc_port)?),
+            module: Some(configure(&paths, options, &files, rpc_port)?),
         };
         let command = qemu::command(options, &files, &boot, Some((rpc_port, RPC_PORT)))?;
         let mut bed = Self::spawn(command, files, life, rpc_port, paths.cli())?;
@@ -385,7 +385,12 @@ fn make_disks(options: &BedOptions, files: &BedFiles) -> Result<()> {
 }
 
 /// Writes the boot archive and the CLI's connection file; gives the archive.
-fn configure(paths: &Paths, files: &BedFiles, rpc_port: u16) -> Result<PathBuf> {
+fn configure(
+    paths: &Paths,
+    options: &BedOptions,
+    files: &BedFiles,
+    rpc_port: u16,
+) -> Result<PathBuf> {
     let host = keys::pair(paths, &files.dir, "host")?;
     let admin = keys::pair(paths, &files.dir, "admin")?;
     let folder = files.dir.join("archive.d");
@@ -399,6 +404,7 @@ fn configure(paths: &Paths, files: &BedFiles, rpc_port: u16) -> Result<PathBuf> 
     };
     write("closer.conf", &conf)?;
     write("admins", &format!("{} bed\n", admin.public))?;
+    write("guests", &options.guest.join("\n"))?;
     fs::copy(&host.private, folder.join("host.key")).context("cannot copy the host's key")?;
     let archive = files.archive();
     let out = File::create(&archive).context("cannot create the boot archive")?;
@@ -406,7 +412,7 @@ fn configure(paths: &Paths, files: &BedFiles, rpc_port: u16) -> Result<PathBuf> 
         Command::new("sh")
             .args([
                 "-c",
-                "printf '%s\\n' closer.conf host.key admins | cpio -o -H newc --quiet",
+                "printf '%s\\n' closer.conf host.key admins guests | cpio -o -H newc --quiet",
             ])
             .current_dir(&folder)
             .stdout(out),

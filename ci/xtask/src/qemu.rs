@@ -123,6 +123,9 @@ pub struct BedOptions {
     /// More of the pVM's command line
     #[arg(long, default_value = "")]
     pub pvm_args: String,
+    /// A guest that the boot archive names to be started (may be given again)
+    #[arg(long, value_name = "NAME")]
+    pub guest: Vec<String>,
     /// A port of this machine that reaches a guest (may be given again)
     #[arg(long, value_name = "HOSTPORT:GUESTIP:PORT")]
     pub forward: Vec<Forward>,
@@ -150,6 +153,7 @@ impl Default for BedOptions {
             dom0_mem: "64M".to_owned(),
             xen_args: String::new(),
             pvm_args: String::new(),
+            guest: Vec::new(),
             forward: Vec::new(),
             pvm: None,
             allow_reset: false,

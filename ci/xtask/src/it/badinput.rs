@@ -250,7 +250,7 @@ fn host_file(lab: &mut Lab) -> Result<(String, String)> {
 }
 
 /// The bed's connection file with another port.
-fn host_file_at(lab: &mut Lab, port: u16) -> Result<PathBuf> {
+pub fn host_file_at(lab: &mut Lab, port: u16) -> Result<PathBuf> {
     let (text, address) = host_file(lab)?;
     write_host_file(lab, &text.replace(&address, &format!("127.0.0.1:{port}")))
 }

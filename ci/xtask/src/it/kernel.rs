@@ -1,11 +1,13 @@
 //! The pVM's kernel by itself: its self-test, a panic, bad options.
 
+use super::badinput::host_file_at;
 use super::boot::pages_by_node;
 use super::{Test, passed};
+use crate::bed::{RPC_PORT, free_port};
 use crate::keys;
-use crate::lab::{GuestSpec, Lab, TRANSFER_LIMIT};
+use crate::lab::{BOOT_LIMIT, GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::process::output;
-use crate::qemu::PVM_ADDRESS;
+use crate::qemu::{BedOptions, Forward};
 use crate::report::Outcome;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -253,16 +255,29 @@ fn no_administrators(lab: &mut Lab) -> Result<Outcome> {
 }
 
 /// QEMU's user network has a server. The CLI is not forwarded to what it gives.
+/// The network's DHCP server gives the host its address, and administrators reach it there.
 fn dhcp(lab: &mut Lab) -> Result<Outcome> {
-    let serial = lab.boot_until("ip=dhcp", " by DHCP")?.serial();
-    let line = serial
-        .lines()
-        .find(|line| line.contains(" by DHCP"))
-        .context("the line went away")?;
-    ensure!(
-        line.contains("management: address 10.0.2.") && !line.contains(PVM_ADDRESS),
-        "not an address of the network: {line}"
-    );
-    lab.stop()?;
+    let forward = Forward {
+        host_port: free_port()?,
+        // The first that QEMU's server gives.
+        address: "10.0.2.15".into(),
+        port: RPC_PORT,
+    };
+    let port = forward.host_port;
+    let options = BedOptions {
+        pvm_args: "ip=dhcp".into(),
+        forward: vec![forward],
+        ..lab.options.clone()
+    };
+    lab.with_options(options, |lab| managed_by_dhcp(lab, port))
+}
+
+fn managed_by_dhcp(lab: &mut Lab, port: u16) -> Result<Outcome> {
+    let said = "management: address 10.0.2.15/24, router 10.0.2.2 by DHCP";
+    lab.bed()?.wait_for_line(said, BOOT_LIMIT)?;
+    let there = host_file_at(lab, port)?;
+    let info = output(lab.bed()?.cli_with(&there).args(["info", "--json"]))?;
+    let info: Value = serde_json::from_str(&info)?;
+    ensure!(info["name"] == "bed", "info over {there:?}: {info}");
     passed()
 }

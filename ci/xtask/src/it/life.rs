@@ -406,11 +406,11 @@ fn memory_back(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// The machine resets, and the guests named at boot are there again with nobody asking.
+/// The machine resets, and the guests of the boot archive are there again with nobody asking.
 fn host_reboot(lab: &mut Lab) -> Result<Outcome> {
     let options = BedOptions {
         allow_reset: true,
-        pvm_args: "guests=auto".into(),
+        guest: vec!["auto".into()],
         ..lab.options.clone()
     };
     lab.with_options(options, reboot_with_a_guest)
