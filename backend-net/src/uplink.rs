@@ -15,6 +15,9 @@ use hal::{Timer, yield_now};
 const BUDGET: usize = 64;
 /// How long a NIC queue that lacks receive buffers waits for memory, unless one comes back.
 const MEMORY_NS: u64 = 100_000_000;
+/// How long a NIC queue may send nothing of what it has, with a link, until it is started
+/// anew: as long as Linux waits (`watchdog_timeo`), or up to twice that.
+const STUCK_NS: u64 = 5_000_000_000;
 /// The shortest frame of a wire, without FCS.
 const MIN_WIRE: usize = 60;
 
@@ -69,11 +72,13 @@ impl<T> core::fmt::Debug for Uplink<T> {
 pub async fn serve<T: Timer>(mut uplink: Uplink<T>, stop: Stop) {
     let mut view = uplink.port.view();
     let mut out = Outgoing::default();
+    let mut watchdog = Watchdog::default();
     let mut slept = true;
     loop {
         view.refresh();
         let received = uplink.receive(&view);
         let sent = uplink.send(&mut out);
+        uplink.watch(&mut watchdog);
         if received || sent || !slept {
             // Others on this vCPU have their turn, whatever made us ready.
             yield_now().await;
@@ -85,7 +90,7 @@ pub async fn serve<T: Timer>(mut uplink: Uplink<T>, stop: Stop) {
             }
             let mut ready = uplink.queue.poll_work(cx).is_ready();
             ready |= uplink.poll_send(&out, cx);
-            ready |= uplink.poll_refill(cx);
+            ready |= uplink.poll_times(&watchdog, cx);
             if ready {
                 Poll::Ready(false)
             } else {
@@ -107,7 +112,34 @@ struct Outgoing {
     cutting: Option<Segments>,
 }
 
+/// Sees that a NIC queue sends. Looks only when its time has come, so that traffic costs it
+/// nothing.
+#[derive(Default)]
+struct Watchdog {
+    /// When to look, and frames that had gone when that was decided.
+    look: Option<(u64, u64)>,
+}
+
 impl<T: Timer> Uplink<T> {
+    /// Takes back what has gone, and starts a transmit ring anew of which nothing does.
+    fn watch(&mut self, watchdog: &mut Watchdog) {
+        let left = self.queue.reclaim() as u64;
+        if left == 0 && watchdog.look.is_none() {
+            return;
+        }
+        let now = self.timer.now_ns();
+        // A restart counts as gone, too: what it took back.
+        let gone = self.counters.tx_frames.load(Ordering::Relaxed) - left;
+        match watchdog.look {
+            Some((at, _)) if now < at => return,
+            Some((_, before)) if gone == before && self.queue.has_carrier() => {
+                self.queue.restart_tx();
+            }
+            _ => {}
+        }
+        watchdog.look = (left > 0).then_some((now.saturating_add(STUCK_NS), gone));
+    }
+
     /// Each received frame goes to its own receiver at once.
     fn receive(&mut self, view: &View) -> bool {
         let mut count = 0;
@@ -153,7 +185,6 @@ impl<T: Timer> Uplink<T> {
         }
         if count > 0 {
             self.queue.kick();
-            self.queue.reclaim();
         }
         count > 0
     }
@@ -237,14 +268,17 @@ impl<T: Timer> Uplink<T> {
             || self.port.inbox().poll_readable(cx).is_ready()
     }
 
-    /// Posts the receive buffers that were missing, or waits for memory.
-    fn poll_refill(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.queue.refill() == 0 {
-            return false;
+    /// Posts the receive buffers that were missing, or waits for memory, and for the watchdog.
+    fn poll_times(&mut self, watchdog: &Watchdog, cx: &mut Context<'_>) -> bool {
+        let mut at = watchdog.look.map(|(at, _)| at);
+        let mut ready = false;
+        if self.queue.refill() > 0 {
+            // What there was is posted: now a buffer must come back, or memory.
+            ready = self.pool.poll_returned(cx).is_ready();
+            let retry = self.timer.now_ns().saturating_add(MEMORY_NS);
+            at = Some(at.map_or(retry, |at| at.min(retry)));
         }
-        // What there was is posted: now a buffer must come back, or memory.
-        let retry = self.timer.now_ns().saturating_add(MEMORY_NS);
-        self.pool.poll_returned(cx).is_ready() | self.timer.poll_deadline(retry, cx).is_ready()
+        ready | at.is_some_and(|at| self.timer.poll_deadline(at, cx).is_ready())
     }
 }
 

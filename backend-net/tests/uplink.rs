@@ -37,6 +37,7 @@ const ALL: Offloads = Offloads {
 #[derive(Default)]
 struct Wire {
     unplugged: bool,
+    restarts: usize,
     room: usize,
     ring: Vec<Frame>,
     sent: Vec<Sent>,
@@ -57,8 +58,14 @@ struct Nic(Rc<RefCell<Wire>>, Offloads);
 impl Nic {
     /// Sends what is in the ring, which makes room for as much.
     fn drain(&self) {
+        self.drain_some(usize::MAX);
+    }
+
+    fn drain_some(&self, most: usize) {
         let mut wire = self.0.borrow_mut();
-        for frame in std::mem::take(&mut wire.ring) {
+        let count = wire.ring.len().min(most);
+        let gone: Vec<Frame> = wire.ring.drain(..count).collect();
+        for frame in gone {
             let mut bytes = vec![0; frame.len()];
             frame.read(0, &mut bytes);
             wire.room += 1;
@@ -120,6 +127,12 @@ impl NetQueue for Nic {
             wire.ring.clear();
         }
         wire.ring.len()
+    }
+    fn restart_tx(&mut self) {
+        let mut wire = self.0.borrow_mut();
+        wire.restarts += 1;
+        wire.room += wire.ring.len();
+        wire.ring.clear();
     }
     fn has_room(&self) -> bool {
         self.0.borrow().room > 0
@@ -607,6 +620,65 @@ fn a_nic_that_sends_nothing_does_not_hold_up_frames_for_guests() {
     // What it had not taken was dropped, and counted.
     let dropped = a.counters.snapshot().tx_dropped;
     assert!(dropped > 250, "{dropped} frames counted");
+}
+
+#[test]
+fn a_nic_queue_that_sends_nothing_is_started_anew() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 4);
+    let mut guest = bed.guest(1, LINUX, 0);
+    let restarts = || outside.nic.0.borrow().restarts;
+    let mut send = |seed, pass_ns| {
+        let frame = raw(guest.mac, OUTSIDE, &pattern(seed, 1000));
+        guest.front.send(&frame, &Sending::default());
+        bed.run();
+        bed.executor.timer().advance(pass_ns);
+        bed.run();
+        guest.front.collect_tx();
+        frame
+    };
+    send(1, 3_000_000_000);
+    send(2, 1_900_000_000);
+    assert_eq!(restarts(), 0);
+    send(3, 200_000_000);
+    assert_eq!(restarts(), 1);
+    bed.assert_no_memory_held();
+    // It sends again, and is watched again.
+    let frame = send(4, 4_000_000_000);
+    let sent = outside.nic.take_sent();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].bytes, frame);
+    for n in 0..3 {
+        send(n, 4_000_000_000);
+    }
+    assert_eq!(restarts(), 2);
+}
+
+#[test]
+fn a_nic_queue_that_is_slow_or_has_no_link_is_left_alone() {
+    let bed = Bed::new();
+    let outside = attach(&bed, ALL, 4);
+    let mut guest = bed.guest(1, LINUX, 0);
+    for n in 0..20 {
+        let frame = raw(guest.mac, OUTSIDE, &pattern(n, 1000));
+        guest.front.send(&frame, &Sending::default());
+        bed.run();
+        guest.front.collect_tx();
+        // There is always some frame in the ring, and one goes in time.
+        bed.executor.timer().advance(4_900_000_000);
+        if n > 0 {
+            outside.nic.drain_some(1);
+        }
+        bed.run();
+        assert!(!outside.nic.0.borrow().ring.is_empty());
+    }
+    outside.nic.plug(false);
+    bed.run();
+    for _ in 0..20 {
+        bed.executor.timer().advance(4_900_000_000);
+        bed.run();
+    }
+    assert_eq!(outside.nic.0.borrow().restarts, 0);
 }
 
 #[test]

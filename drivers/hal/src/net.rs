@@ -167,6 +167,10 @@ pub trait NetQueue {
     /// Gives back what the device has sent and, without a link, what it will not send; the
     /// number of frames still in the ring.
     fn reclaim(&mut self) -> usize;
+    /// For a device that sends nothing of its transmit ring though there is a link, and
+    /// though nobody on the wire holds it up: takes back what is in the ring, unsent, and
+    /// starts it anew. Says so in the log.
+    fn restart_tx(&mut self);
     /// Whether a frame of [`MAX_PARTS`] parts would fit now.
     fn has_room(&self) -> bool;
     /// The next received frame. Frames with wire errors are dropped and counted.

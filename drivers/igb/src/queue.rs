@@ -301,6 +301,19 @@ impl NetQueue for Queue {
         self.in_flight.len()
     }
 
+    fn restart_tx(&mut self) {
+        let held_up = self.regs().read32(reg::STATUS) & reg::STATUS_TXOFF != 0;
+        if held_up || self.tx_stopping {
+            return;
+        }
+        log::error!(
+            "igb: transmit queue {} has a link and sends nothing: started anew, {} frames lost",
+            self.number,
+            self.in_flight.len()
+        );
+        self.flush_tx();
+    }
+
     fn has_room(&self) -> bool {
         // One descriptor always stays free: a full ring would look empty.
         !self.tx_stopping && self.tx_used + TX_MOST < RING

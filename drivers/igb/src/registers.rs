@@ -16,6 +16,8 @@ pub const STATUS: usize = 0x0008;
 pub const STATUS_FD: u32 = 1;
 /// Link up.
 pub const STATUS_LU: u32 = 1 << 1;
+/// Transmission is held up by the peer's PAUSE frames.
+pub const STATUS_TXOFF: u32 = 1 << 4;
 /// Bits of the speed: 10, 100, 1000 Mbit/s.
 pub const STATUS_SPEED_SHIFT: u32 = 6;
 /// Memory accesses of the device are enabled or under way.

@@ -653,6 +653,31 @@ fn a_transmit_queue_that_does_not_stop_keeps_its_frames_until_it_has() {
 }
 
 #[test]
+fn a_restarted_transmit_queue_lets_go_of_its_frames_and_goes_on_unless_the_peer_pauses_it() {
+    let bed = bed(2);
+    let pool = bed.pool(400);
+    let (mut queue, _line) = bed.queue(1, &pool);
+    let idle = pool.available();
+    let regs = bed.device.regs;
+    send_some(&mut *queue, &pool, 40);
+    regs.write32(reg::STATUS, reg::STATUS_LU | reg::STATUS_TXOFF);
+    queue.restart_tx();
+    assert_eq!(queue.reclaim(), 40);
+    assert_eq!(bed.igb.statistics().tx_unsent, 0);
+    regs.write32(reg::STATUS, reg::STATUS_LU);
+    queue.restart_tx();
+    assert_eq!(queue.reclaim(), 0);
+    assert_eq!(pool.available(), idle);
+    assert_eq!(bed.igb.statistics().tx_unsent, 40);
+    assert!(bed.device.transmit(1).is_empty());
+    for n in 0..300 {
+        send_some(&mut *queue, &pool, 1);
+        assert_eq!(bed.device.transmit(1).len(), 1, "frame {n}");
+        assert_eq!(queue.reclaim(), 0);
+    }
+}
+
+#[test]
 fn more_addresses_than_filters_make_it_promiscuous_and_back() {
     let bed = bed(1);
     let macs: Vec<_> = (0..24).map(|n| MacAddr([0, 0x16, 0x3e, 0, 0, n])).collect();
