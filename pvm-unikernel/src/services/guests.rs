@@ -221,6 +221,15 @@ impl Guests {
         guest.console.end();
     }
 
+    /// Whether another guest has this one's configuration: it is kept after its end, and the
+    /// other was made in its place.
+    fn has_twin(&self, guest: &Guest) -> bool {
+        let uuid = guest.config.borrow().uuid;
+        let all = self.table.borrow();
+        let with_uuid = all.values().filter(|g| g.config.borrow().uuid == uuid);
+        with_uuid.count() > 1
+    }
+
     /// Pages of our heap that the guests of the table can make it hold.
     fn heap_pages(&self) -> u64 {
         let guests = self.all();
@@ -269,6 +278,8 @@ impl Guests {
         let made = made.await;
         // A domain that cannot be ended stays listed.
         if made.is_err() && guest.domid().is_none() {
+            // Who was to be made again has one.
+            self.forget_definition(host, &guest.name()).await;
             *turn = true;
             self.forget(&guest);
         }

@@ -137,7 +137,7 @@ impl Server {
             "connections {} watches {} transactions {}\n",
             self.connections.len(),
             self.watches.len(),
-            self.open_transactions(),
+            self.open.len(),
         );
         for (domid, domain) in self.domains.iter() {
             let account = &domain.account;

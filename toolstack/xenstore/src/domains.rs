@@ -125,10 +125,10 @@ impl Domains {
         }
     }
 
-    /// Takes a write out of a domain's share.
-    pub(crate) fn pay_write(&mut self, domid: DomId, now_ms: u64) {
+    /// Takes a write out of a domain's share, which had so many bytes copied.
+    pub(crate) fn pay_write(&mut self, domid: DomId, copied: u64, now_ms: u64) {
         if let Some(share) = self.map.get_mut(&domid).and_then(|d| d.share.as_mut()) {
-            self.rate.pay(share, now_ms);
+            self.rate.pay(share, copied, now_ms);
         }
     }
 

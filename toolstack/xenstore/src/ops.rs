@@ -15,6 +15,10 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use xen_abi::io::xs_wire::XsError;
 
+/// Names in the path of a node that a guest makes: each change of a node may copy all above
+/// it. Nothing that devices or guests keep is a quarter as deep.
+const DEPTH_MAX: usize = 64;
+
 /// A change to one node, which a transaction remembers for its commit.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
@@ -163,6 +167,9 @@ impl Work<'_> {
             if self.nodes_of(owner).saturating_add(missing) > quota {
                 return Err(XsError::ENOSPC);
             }
+            if names.len() > DEPTH_MAX {
+                return Err(XsError::ENOSPC);
+            }
             self.check_size(above.size() + new[0] + 1)?;
             for name in &new[1..] {
                 self.check_size(node_size(entries, 0, name + 1))?;
@@ -194,9 +201,15 @@ impl Work<'_> {
         let parent = path.parent().ok_or(XsError::EINVAL)?;
         let above = self.store.get(&parent).map(|node| node.perms.clone());
         let node = self.store.remove(path).ok_or(XsError::ENOENT)?;
+        let mut all = 0;
         each_removed(path.name(), &node, |node, cost| {
             self.usage.add(node.perms.owner(), -1, -signed(cost));
+            all += cost as u64;
         });
+        // What a transaction removes from its own view is still in the store.
+        if !self.charged {
+            self.store.cut_out(all);
+        }
         if let Some(place) = self.watches.place(path) {
             self.removed_below(path, &node, place);
         }

@@ -5,6 +5,10 @@
 //! open. All domains together earn [`RATE`] credits a second, in equal shares; a
 //! domain saves up to [`DOMAIN_BURST`], and what it can't save goes to a reserve that
 //! domains in debt and new ones draw from. A domain in debt isn't read.
+//!
+//! Beyond xenstored's: a write also costs a credit for each [`BYTES`] of old state that it
+//! made the open transactions keep. They are given up when that becomes too much, and
+//! must not be whenever one guest likes.
 
 /// Thousandths of a write.
 pub(crate) type Credit = i64;
@@ -12,6 +16,9 @@ pub(crate) type Credit = i64;
 const WRITE: Credit = 1000;
 /// Writes a second, of all domains.
 const RATE: Credit = 200 * WRITE;
+/// Bytes of old state that a write may leave behind for one credit: more than a change of a
+/// device's node does.
+const BYTES: u64 = 4096;
 const DOMAIN_BURST: Credit = 10 * WRITE;
 const RESERVE_MAX: Credit = 1000 * WRITE;
 /// New domains may overdraw the reserve by five bursts.
@@ -75,9 +82,10 @@ impl RateLimit {
         }
     }
 
-    pub(crate) fn pay(&mut self, share: &mut Share, now_ms: u64) {
+    pub(crate) fn pay(&mut self, share: &mut Share, copied: u64, now_ms: u64) {
         self.earn(share, now_ms);
-        share.credit -= WRITE;
+        let credits = i64::try_from(copied / BYTES).unwrap_or(i64::MAX).max(1);
+        share.credit = share.credit.saturating_sub(WRITE.saturating_mul(credits));
         if share.credit < 0 && self.reserve > 0 {
             let loan = self.reserve.min(-share.credit);
             self.reserve -= loan;
@@ -107,7 +115,7 @@ mod tests {
         for now_ms in 0..10_000 {
             limit.earn(&mut share, now_ms);
             while limit.wait_ms(&share).is_none() {
-                limit.pay(&mut share, now_ms);
+                limit.pay(&mut share, 0, now_ms);
                 written += 1;
             }
         }
@@ -123,13 +131,13 @@ mod tests {
         for now_ms in 0..2000 {
             limit.earn(&mut noisy, now_ms);
             while limit.wait_ms(&noisy).is_none() {
-                limit.pay(&mut noisy, now_ms);
+                limit.pay(&mut noisy, 0, now_ms);
             }
         }
         limit.earn(&mut quiet, 2000);
         for _ in 0..10 {
             assert_eq!(limit.wait_ms(&quiet), None);
-            limit.pay(&mut quiet, 2000);
+            limit.pay(&mut quiet, 0, 2000);
         }
         limit.leave(quiet);
         limit.leave(noisy);
@@ -140,7 +148,7 @@ mod tests {
         let mut limit = RateLimit::default();
         let mut share = limit.join(0);
         while limit.wait_ms(&share).is_none() {
-            limit.pay(&mut share, 0);
+            limit.pay(&mut share, 0, 0);
         }
         let wait = limit.wait_ms(&share).unwrap();
         limit.earn(&mut share, wait);

@@ -320,7 +320,7 @@ impl Server {
             return Ok(OK.to_vec());
         }
         let (mut usage, mut changes) = (Usage::default(), Vec::new());
-        let generation = self.store.generation();
+        let (generation, copied) = (self.store.generation(), self.store.copied());
         let mut work = Work {
             store: &mut self.store,
             domains: &self.domains,
@@ -332,7 +332,7 @@ impl Server {
         };
         work.apply(&op)?;
         if self.store.generation() != generation {
-            self.pay_write(&request.actor, self.open_transactions());
+            self.pay_write(&request.actor, copied);
         }
         self.domains.settle(&usage);
         self.fire(&changes, request.ticket.as_ref());
@@ -437,7 +437,7 @@ impl Server {
             return Ok(());
         }
         self.work += ops.len();
-        let before = self.store.clone();
+        let (before, copied) = (self.store.clone(), self.store.copied());
         let (mut usage, mut changes) = (Usage::default(), Vec::new());
         let mut work = Work {
             store: &mut self.store,
@@ -458,7 +458,7 @@ impl Server {
             });
         }
         drop(before);
-        self.pay_write(&request.actor, self.open_transactions());
+        self.pay_write(&request.actor, copied);
         self.domains.settle(&usage);
         let changes = crate::ops::merge(changes);
         self.fire(&changes, request.ticket.as_ref());

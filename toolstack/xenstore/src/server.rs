@@ -499,15 +499,13 @@ impl Server {
         }
     }
 
-    /// Transactions that keep a state, for the write rate limit.
-    pub(crate) fn open_transactions(&self) -> usize {
-        self.open.len()
-    }
-
-    /// Notes a change made outside any transaction.
-    pub(crate) fn pay_write(&mut self, actor: &Actor, others_open: usize) {
-        if others_open > 0 && !actor.privileged {
-            self.domains.pay_write(actor.domid, self.now_ms);
+    /// Takes a change out of the actor's share of the write rate, if any transaction is open
+    /// that it may bring to nothing: what was copied since [`Store::copied`] was `before`
+    /// counts, too, since the oldest states are let go when it is too much.
+    pub(crate) fn pay_write(&mut self, actor: &Actor, before: u64) {
+        if !self.open.is_empty() && !actor.privileged {
+            let copied = self.store.copied() - before;
+            self.domains.pay_write(actor.domid, copied, self.now_ms);
         }
     }
 }

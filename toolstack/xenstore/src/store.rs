@@ -19,8 +19,8 @@ pub(crate) struct Store {
     special: Rc<Node>,
     /// Of the youngest change.
     generation: u64,
-    /// Bytes ever copied because a snapshot held the old ones: bounds from above what
-    /// a snapshot keeps alive, by the difference since it was taken.
+    /// Bytes ever copied or cut out that a snapshot may hold: bounds from above what a
+    /// snapshot keeps alive, by the difference since it was taken.
     copied: u64,
 }
 
@@ -34,8 +34,8 @@ pub(crate) enum Found<'a> {
 
 fn own<'a>(node: &'a mut Rc<Node>, copied: &mut u64) -> &'a mut Node {
     if Rc::strong_count(node) > 1 {
-        // The old state keeps its value and permissions.
-        *copied += node.cost("") as u64;
+        // The value is shared with the old state until it is replaced.
+        *copied += (node.cost("") - node.data.len()) as u64;
     }
     Rc::make_mut(node)
 }
@@ -132,8 +132,11 @@ impl Store {
         self.generation += 1;
         let generation = self.generation;
         if let Some(node) = self.get_mut(path) {
-            node.data = data.into();
+            let old = core::mem::replace(&mut node.data, data.into());
             node.generation = generation;
+            if Rc::strong_count(&old) > 1 {
+                self.copied += old.len() as u64;
+            }
         }
     }
 
@@ -174,7 +177,8 @@ impl Store {
         node.data = data.into();
     }
 
-    /// Cuts a node, with all below it, out of the tree. The root stays.
+    /// Cuts a node, with all below it, out of the tree. The root stays. See
+    /// [`Self::cut_out`].
     pub(crate) fn remove(&mut self, path: &Path) -> Option<Rc<Node>> {
         self.get(path)?;
         let parent = path.parent()?;
@@ -186,6 +190,12 @@ impl Store {
         let node = parent.children.remove(path.name(), &mut copied);
         self.copied += copied;
         node
+    }
+
+    /// Counts so many bytes of nodes that [`Self::remove`] gave: those that a snapshot
+    /// has are alive as long as it is. Which these are would show only node by node.
+    pub(crate) fn cut_out(&mut self, bytes: u64) {
+        self.copied += bytes;
     }
 
     /// Every node, parents first, the special ones last.

@@ -52,6 +52,27 @@ fn a_refused_deep_path_leaves_nothing_half_made() {
     bed.check();
 }
 
+/// A change deep down copies all above it: so deep is no guest's node.
+#[test]
+fn how_deep_a_guest_makes_nodes_is_bounded() {
+    let mut bed = Bed::new();
+    let (guest, tools) = (bed.guest(3), bed.tools());
+    // "local", "domain" and "3" are above.
+    let deepest = format!("d{}", "/a".repeat(60));
+    bed.write(guest, 0, &deepest, "x").unwrap();
+    assert_eq!(
+        refused(bed.write(guest, 0, &format!("{deepest}/a"), "")),
+        "ENOSPC"
+    );
+    let tx = bed.start(guest).unwrap();
+    assert_eq!(
+        refused(bed.mkdir(guest, tx, &format!("e{}", "/a".repeat(61)))),
+        "ENOSPC"
+    );
+    bed.write(tools, 0, &"/a".repeat(100), "").unwrap();
+    bed.check();
+}
+
 #[test]
 fn nodes_permissions_and_paths_have_their_sizes() {
     let mut bed = Bed::new();
@@ -228,22 +249,22 @@ fn a_transactions_copies_end_before_the_quota() {
         ..Quotas::GUEST
     };
     bed.server.set_quotas(DomId(3), Some(quotas));
-    let deep = |i: usize| format!("{i}{}", "/a".repeat(500));
-    for i in 0..8 {
+    let deep = |i: usize| format!("{i}{}", "/a".repeat(60));
+    for i in 0..66 {
         bed.write(guest, 0, &deep(i), "").unwrap();
     }
     let before = memory(&bed, 3);
     assert!(before < Quotas::GUEST.memory / 2);
     let transactions = [bed.start(guest).unwrap(), bed.start(guest).unwrap()];
-    // Each of these few bytes copies 500 nodes.
+    // Each of these few bytes copies 60 nodes.
     let answers =
-        transactions.map(|tx| (0..8).find_map(|i| bed.write(guest, tx, &deep(i), "x").err()));
+        transactions.map(|tx| (0..66).find_map(|i| bed.write(guest, tx, &deep(i), "x").err()));
     assert_eq!(answers, [None, Some("ENOMEM".to_owned())]);
     // The second was given up: it can't commit, but it can be ended, and the first lives.
     assert_eq!(refused(bed.end(guest, transactions[1], true)), "ENOMEM");
     bed.end(guest, transactions[0], true).unwrap();
-    assert_eq!(bed.read(guest, 0, &deep(7)).unwrap(), "x");
-    assert!(memory(&bed, 3) < before + 64);
+    assert_eq!(bed.read(guest, 0, &deep(65)).unwrap(), "x");
+    assert_eq!(memory(&bed, 3), before + 66);
     bed.check();
 }
 

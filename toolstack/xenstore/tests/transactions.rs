@@ -343,6 +343,90 @@ fn an_old_transaction_does_not_keep_all_history() {
     bed.check();
 }
 
+/// What a guest removes is no longer charged to it, but an open transaction still has it.
+#[test]
+fn removed_trees_are_not_kept_for_long() {
+    let mut bed = Bed::new();
+    let guest = bed.guest(3);
+    let served = |bed: &mut Bed| {
+        while bed.server.wants(guest) == 0 {
+            bed.wait(10);
+        }
+    };
+    let value = "x".repeat(2000);
+    let mut open = Vec::new();
+    for round in 0..6 {
+        for i in 0..980 {
+            served(&mut bed);
+            bed.write(guest, 0, &format!("data/{}/{i}", i / 100), &value)
+                .unwrap();
+        }
+        served(&mut bed);
+        open.push(bed.start(guest).unwrap());
+        if round % 2 == 1 {
+            // The top is copied first: only what is below it is shared with the old state.
+            served(&mut bed);
+            bed.write(guest, 0, "data", "").unwrap();
+        }
+        served(&mut bed);
+        bed.rm(guest, 0, "data").unwrap();
+    }
+    let kept: Vec<bool> = open
+        .into_iter()
+        .map(|tx| {
+            served(&mut bed);
+            bed.read(guest, tx, "data/0/5").is_ok()
+        })
+        .collect();
+    assert_eq!(kept, [false, false, false, false, false, true]);
+    bed.check();
+}
+
+/// A guest that changes a lot of its own gets no others' transactions given up.
+#[test]
+fn others_transactions_outlive_what_a_guest_makes_them_keep() {
+    const REQUESTS_A_MS: usize = 20;
+    let value = "x".repeat(2000);
+    // One that rewrites many long values at once, and one that writes below a long chain.
+    for (rewritten, below) in [(300, ""), (1, "/a")] {
+        let mut bed = Bed::new();
+        let (noisy, victim) = (bed.guest(3), bed.guest(4));
+        let path = |i: usize| format!("d/{i}{}", below.repeat(59));
+        for i in 0..rewritten {
+            bed.write(noisy, 0, &path(i), &value).unwrap();
+        }
+        let mut own = None;
+        for _ in 0..30 {
+            let theirs = bed.start(victim).unwrap();
+            bed.write(victim, theirs, "device/vif/0/state", "3")
+                .unwrap();
+            for _ in 0..500 {
+                for _ in 0..REQUESTS_A_MS {
+                    if bed.server.wants(noisy) == 0 {
+                        break;
+                    }
+                    own = match own {
+                        None => Some((bed.start(noisy).unwrap(), 0)),
+                        Some((tx, i)) if i < rewritten => {
+                            bed.write(noisy, tx, &path(i), &value).unwrap();
+                            Some((tx, i + 1))
+                        }
+                        Some((tx, _)) => {
+                            bed.end(noisy, tx, true).unwrap();
+                            None
+                        }
+                    };
+                }
+                bed.wait(1);
+            }
+            bed.end(victim, theirs, true).unwrap();
+            while bed.server.wants(victim) == 0 {
+                bed.wait(1);
+            }
+        }
+    }
+}
+
 #[test]
 fn writers_are_slowed_while_somebody_has_a_transaction() {
     let mut bed = Bed::new();

@@ -283,8 +283,13 @@ fn refused_until(mut command: Command, done: &AtomicBool) -> Result<()> {
 
 /// Boots a guest with `line` in its file and makes its kernel panic.
 fn crash(lab: &mut Lab, line: &str) -> Result<u64> {
-    let mut guest = lab.boot(&GuestSpec::new("a").line(line))?;
-    let domid = lab.domid("a")?;
+    crash_one(lab, &GuestSpec::new("a").line(line))
+}
+
+/// Boots a guest and has its kernel panic; gives its domid.
+pub fn crash_one(lab: &mut Lab, spec: &GuestSpec) -> Result<u64> {
+    let mut guest = lab.boot(spec)?;
+    let domid = lab.domid(&spec.name)?;
     let ended = guest.console.run(
         "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
         Duration::from_secs(5),

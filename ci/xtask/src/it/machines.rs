@@ -1,5 +1,6 @@
 //! Done when 1: the same on another Xen, and behind an IOMMU.
 
+use super::life::crash_one;
 use super::{Test, forwarding, passed};
 use crate::lab::{GuestSpec, Lab, TRANSFER_LIMIT};
 use crate::qemu::{BedOptions, HOST_ADDRESS, Nic, Switch};
@@ -28,6 +29,10 @@ pub const ONE_SOCKET_TESTS: &[Test] = &[
     Test {
         name: "the-second-nic-is-for-management-if-named",
         run: second_nic,
+    },
+    Test {
+        name: "a-rename-restart-that-fails-leaves-nothing",
+        run: renamed_in_vain,
     },
 ];
 pub const OLD_XEN_TESTS: &[Test] = &[DISK_AND_NETWORK, super::kernel::SELFTEST];
@@ -169,5 +174,21 @@ fn disk_and_network(lab: &mut Lab) -> Result<Outcome> {
         );
         lab.closer(&["destroy", "g"])?;
     }
+    passed()
+}
+
+/// A guest with more than half of the memory, so that there is none for the one that is to be
+/// made in place of the crashed one.
+fn renamed_in_vain(lab: &mut Lab) -> Result<Outcome> {
+    let mut spec = GuestSpec::new("a").line("on_crash = \"rename-restart\"");
+    spec.memory = lab.options.node_mb / 8 * 5;
+    let old = crash_one(lab, &spec)?;
+    let said = "guest a: cannot be restarted: ";
+    lab.bed()?.wait_for_line(said, TRANSFER_LIMIT)?;
+    let kept = format!("a-{old}");
+    ensure!(lab.guests()? == [kept.as_str()], "{:?}", lab.guests()?);
+    lab.closer(&["destroy", &kept])?;
+    let left = lab.closer(&["xenstore-ls", "/vm"])?;
+    ensure!(left.lines().count() == 1, "left in /vm: {left}");
     passed()
 }

@@ -195,7 +195,8 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
         .await
         .map_err(|error| failed("destroy", error))?;
     host.store.with(|server| server.domain_released(domid));
-    nodes::remove(host, &guest.config.borrow(), domid, guest.kept.get());
+    let keep_vm = host.guests.has_twin(guest);
+    nodes::remove(host, &guest.config.borrow(), domid, keep_vm);
     *guest.running.borrow_mut() = None;
     *guest.placement.borrow_mut() = None;
     Ok(())
