@@ -365,7 +365,10 @@ impl Guests {
         let path = format!("/local/domain/{domid}/control/shutdown");
         host.store
             .with(|server| server.write(&path, word.as_bytes()))
-            .map_err(|error| super::host::failed("shutdown", format!("{error:?}")))
+            .map_err(|error| super::host::failed("shutdown", format!("{error:?}")))?;
+        // Somebody wants it: not one of those that end as soon as they begin.
+        guest.brake.set(RestartBrake::default());
+        Ok(())
     }
 
     /// Ends a guest now.

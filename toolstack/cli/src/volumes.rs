@@ -147,7 +147,13 @@ fn open_image(path: &Path) -> Result<(File, u64), String> {
         file.rewind()?;
         Ok((file, len, magic))
     };
-    let (file, len, magic) = open().map_err(|e: io::Error| crate::failure::io_reason(&e))?;
+    let (file, len, magic) = open().map_err(|e: io::Error| match e.kind() {
+        io::ErrorKind::NotSeekable => "a pipe has no length: a file is needed".into(),
+        io::ErrorKind::NotFound if path == Path::new("-") => {
+            "standard input has no length: a file is needed".into()
+        }
+        _ => crate::failure::io_reason(&e),
+    })?;
     if len == 0 {
         return Err("the file is empty, or has no length".into());
     }

@@ -160,6 +160,46 @@ pub fn memory_pages(config: &GuestConfig) -> u64 {
     u64::from(config.memory_mib) << (20 - xen_abi::PAGE_SHIFT)
 }
 
+/// Lays a guest out. If it does not fit, the error says how much memory it would take: some of
+/// what it needs grows with its memory, so that is tried.
+fn that_fits<L>(
+    config: &GuestConfig,
+    layout: impl Fn(&GuestConfig) -> Result<L, BuildError>,
+) -> Result<L, BuildError> {
+    const MOST_MIB: u32 = 64 << 10;
+    let error = match layout(config) {
+        Err(error @ BuildError::DoesNotFit { .. }) => error,
+        other => return other,
+    };
+    let mut other = config.clone();
+    let mut fits = |mib| {
+        other.memory_mib = mib;
+        !matches!(layout(&other), Err(BuildError::DoesNotFit { .. }))
+    };
+    // The most that is too little, and the least known to be enough.
+    let mut little = config.memory_mib;
+    let mut enough = little.max(1);
+    while !fits(enough) {
+        if enough > MOST_MIB {
+            return Err(error);
+        }
+        (little, enough) = (enough, enough * 2);
+    }
+    while enough - little > 1 {
+        let between = little.midpoint(enough);
+        if fits(between) {
+            enough = between;
+        } else {
+            little = between;
+        }
+    }
+    let mib = |mib| u64::from(mib) << 20;
+    Err(BuildError::DoesNotFit {
+        needed: mib(enough),
+        memory: mib(config.memory_mib),
+    })
+}
+
 /// A domain that is not ready yet, and goes if the build does.
 struct HalfMade<'a, H: Hypercalls> {
     xen: Xen<'a, H>,

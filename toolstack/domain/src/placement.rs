@@ -60,6 +60,10 @@ const HEAP_OF_VIF: u64 = kib(160);
 /// of 512 grants with at most 64 bytes of Xen's for each; and 16 frames of what it maps.
 const GRANTS: u64 = 64 + 64 * 512 / (PAGE_SIZE as u64 / 64) + 16;
 
+/// Pages that a guest with memory on several nodes leaves alone on all but the first: Xen's
+/// structures for its vCPUs there, which Xen takes from the vCPU's node.
+const ELSEWHERE: u64 = 64;
+
 /// Pages of the pVM's heap that these guests can make it hold, all together: with the list of
 /// a PV guest's frames while it is built, on a host whose memory is fragmented to the last.
 pub fn heap_pages<'a>(guests: impl Iterator<Item = &'a GuestConfig>) -> u64 {
@@ -282,7 +286,7 @@ pub fn place(host: &Host, request: &Request<'_>) -> Result<Placement, PlacementE
             nodes.sort_by_key(|node| (node.cores == 0, core::cmp::Reverse(node.free), node.id));
             let enough = (1..=nodes.len()).find(|&count| {
                 let some = &nodes[..count];
-                some.iter().map(|node| node.free).sum::<u64>() >= needed
+                rooms(some).sum::<u64>() >= needed
                     && some.iter().map(|node| node.cores).sum::<usize>()
                         >= cores.len().min(request.vcpus as usize)
             });
@@ -376,6 +380,15 @@ fn pin(
     (pins, on_node)
 }
 
+/// Pages of each node that a guest on all of them may take.
+fn rooms(nodes: &[Candidate]) -> impl Iterator<Item = u64> {
+    let rooms = nodes.iter().enumerate();
+    rooms.map(|(at, node)| match at {
+        0 => node.free,
+        _ => node.free.saturating_sub(ELSEWHERE),
+    })
+}
+
 /// Shares the memory in proportion to the vCPUs, as far as each node has it.
 fn share(
     chosen: &[Candidate],
@@ -386,11 +399,11 @@ fn share(
     let mut left = request.pages;
     let mut overhead = request.overhead;
     let mut shares: Vec<(NodeId, u64, u64)> = Vec::new();
-    for (node, &(id, count)) in chosen.iter().zip(on_node) {
+    for (free, &(id, count)) in rooms(chosen).zip(on_node) {
         // Xen's own pages come from where they are found first.
-        let own = overhead.min(node.free);
+        let own = overhead.min(free);
         overhead -= own;
-        let room = node.free - own;
+        let room = free - own;
         // Whole 2 MiB extents, so that a border between nodes costs no large page.
         let part = (request.pages * count / vcpus)
             .next_multiple_of(512)

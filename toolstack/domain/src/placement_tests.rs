@@ -153,7 +153,7 @@ fn what_the_pvm_may_still_need_is_left_free_on_each_node() {
     // eight guests.
     let guests: Vec<GuestConfig> = (0..8).map(|_| one_disk_one_vif()).collect();
     let heap = heap_pages(guests.iter());
-    let of_host = 4096 + 5120 + 24 * 96 + 8 * 64 + 12 * 2304 + 1024;
+    let of_host = 4096 + 5120 + 24 * 92 + 8 * 64 + 12 * 2304 + 1024;
     assert_eq!(heap * 4, of_host + 8 * (3200 + 128 + 160 + 160 + 200));
     let own = |node: NodeId| Own {
         vcpus: 4,
@@ -224,6 +224,28 @@ fn a_node_needs_room_for_all_that_xen_keeps_for_the_guest() {
             Err(PlacementError::Memory { .. })
         ));
     }
+}
+
+#[test]
+fn a_guest_on_two_nodes_fills_neither_to_the_last_page() {
+    let config = one_disk_one_vif();
+    let request = Request::of(&config);
+    let needed = request.pages + request.overhead;
+    let placed = |first: u64, second: u64| {
+        place(&host([first * 4096, second * 4096], &[]), &request).map(|found| found.memory)
+    };
+    let first = needed / 2 + 100;
+    assert_eq!(
+        placed(first, needed - first + 64).unwrap(),
+        [
+            (NodeId(0), first - request.overhead),
+            (NodeId(1), needed - first)
+        ]
+    );
+    assert!(matches!(
+        placed(first, needed - first + 63),
+        Err(PlacementError::Memory { .. })
+    ));
 }
 
 #[test]

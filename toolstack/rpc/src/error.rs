@@ -305,7 +305,10 @@ impl fmt::Display for RpcError {
                 )
             }
             RpcError::NoSuchCpu { cpu, present } => {
-                write!(f, "no CPU {cpu} for guests: the host has {present}")
+                write!(
+                    f,
+                    "guests have no CPU {cpu}: it is not there or the host's own; {present} are theirs"
+                )
             }
             RpcError::NoSuchVolume { name } => write!(f, "no such volume: {name}"),
             RpcError::VolumeExists { name } => write!(f, "a volume named {name} exists already"),

@@ -254,7 +254,6 @@ fn no_administrators(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// QEMU's user network has a server. The CLI is not forwarded to what it gives.
 /// The network's DHCP server gives the host its address, and administrators reach it there.
 fn dhcp(lab: &mut Lab) -> Result<Outcome> {
     let forward = Forward {

@@ -10,7 +10,7 @@ use toolstack_domain::config::{GuestConfig, GuestType};
 use toolstack_domain::destroy;
 use toolstack_domain::hypercalls::NodeId;
 use toolstack_domain::info::ShutdownReason;
-use toolstack_domain::lifecycle::{Next, after_shutdown};
+use toolstack_domain::lifecycle::{Next, RestartBrake, after_shutdown};
 use toolstack_domain::placement::{self, Own, PlacementError, Request};
 use toolstack_rpc::RpcError;
 use xen_abi::xen::virq;
@@ -313,7 +313,13 @@ fn may_restart(guest: &Guest) -> bool {
     let may = brake.may_restart(lived);
     guest.brake.set(brake);
     if !may {
-        log::error!("{guest}: restarted too often in too short a time; not again");
+        let why = format!(
+            "{guest} ended {} times within {} s of its start: it is not started again",
+            RestartBrake::MOST_SHORT_LIVES,
+            RestartBrake::SHORT_LIFE_NS / 1_000_000_000
+        );
+        log::error!("{why}");
+        guest.console.note(&format!("closer: {why}"));
     }
     may
 }

@@ -243,7 +243,7 @@ pub fn near(key: &str) -> Option<&'static str> {
     READ.into_iter()
         .map(|known| (distance(key, known), known))
         .min()
-        .filter(|(distance, known)| *distance <= 2 && known.len() > 3)
+        .filter(|(distance, known)| *distance <= 2 && known.len() > 2 * distance + 1)
         .map(|(_, known)| known)
 }
 

@@ -157,7 +157,8 @@ fn more_than_the_host_has() {
     );
     create("vcpus=5")
         .fails("create web: not enough CPUs: 5 vCPUs asked for, the host has 4 for guests");
-    create("cpus=\"9\"").fails("create web: no CPU 9 for guests: the host has 4");
+    create("cpus=\"9\"")
+        .fails("create web: guests have no CPU 9: it is not there or the host's own; 4 are theirs");
     create("disk=[\"none,raw,xvda,w\"]").fails("create web: no such volume: none");
     bed.run(&["volume", "create", "big", "1T"]).fails(
         "volume create big: no space for volumes: 1099511627776 bytes asked for, largest free run 67108864",
@@ -193,6 +194,7 @@ fn files_that_are_no_images() {
     let bed = Bed::new();
     let import = |file: &str| bed.run(&["volume", "import", "v", file]);
     import("none").fails("volume import v: none: No such file or directory");
+    import("-").fails("volume import v: -: standard input has no length: a file is needed");
     import(".").fails("volume import v: .: is a directory");
     bed.write("empty", b"");
     import("empty").fails("volume import v: empty: the file is empty, or has no length");

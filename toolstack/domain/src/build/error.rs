@@ -114,7 +114,9 @@ impl fmt::Display for BuildError {
             ),
             Self::DoesNotFit { needed, memory } => write!(
                 f,
-                "kernel and ramdisk need {needed} bytes; the guest has {memory}"
+                "kernel and ramdisk need a guest of {} MiB; this one has {}",
+                needed.div_ceil(1 << 20),
+                memory >> 20
             ),
             Self::CommandLine { len, most } => {
                 write!(f, "command line of {len} bytes; {most} are allowed")

@@ -7,7 +7,9 @@ use super::frames::MachineFrames;
 use super::kernel::load_kernel;
 use super::populate::{populate, split};
 use super::pv_layout::PvLayout;
-use super::{BuildError, Built, ImageSource, Memory, PAGE, Placement, make_vcpus, seed_grants};
+use super::{
+    BuildError, Built, ImageSource, Memory, PAGE, Placement, make_vcpus, seed_grants, that_fits,
+};
 use crate::config::GuestConfig;
 use crate::hypercalls::{DomainPages, Hypercalls};
 use crate::xen::{CallError, Xen};
@@ -28,7 +30,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     images: &mut S,
     placing: &mut Option<impl Sized>,
 ) -> Result<Built, BuildError> {
-    let layout = PvLayout::new(config)?;
+    let layout = that_fits(config, PvLayout::new)?;
     let calls = xen.calls();
     let (store_port, console_port) = make_vcpus(&xen, id, config, placement)?;
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::build::tests_support::{config, segment};
+use crate::build::that_fits;
 use crate::config::{GuestType, ImageId, Ramdisk};
 
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -151,6 +152,27 @@ fn a_kernel_without_these_notes_finds_ramdisk_and_list_in_the_first_mapping() {
             Some((ramdisk.pfns.start, true))
         );
     }
+}
+
+#[test]
+fn what_does_not_fit_is_told_how_much_it_takes() {
+    for (mib, ramdisk) in [(1, 0), (40, 8 << 20), (40, 300 << 20)] {
+        let mut config = linux(mib, ramdisk, &LINUX);
+        let error = that_fits(&config, PvLayout::new).unwrap_err();
+        let BuildError::DoesNotFit { needed, memory } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(memory, u64::from(mib) << 20);
+        config.memory_mib = u32::try_from(needed >> 20).unwrap();
+        assert!(PvLayout::new(&config).is_ok(), "{needed}");
+        assert!(that_fits(&config, PvLayout::new).is_ok());
+        config.memory_mib -= 1;
+        assert!(PvLayout::new(&config).is_err(), "{needed}");
+    }
+    // Nothing is enough for that.
+    let config = linux(40, u64::MAX - 100, &LINUX);
+    let error = that_fits(&config, PvLayout::new).unwrap_err();
+    assert!(matches!(error, BuildError::DoesNotFit { needed, .. } if needed > 1 << 50));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::populate::{populate, populate_few, split};
 use super::pvh_layout::{PvhLayout, Special, special_frames};
 use super::{
     BuildError, Built, ImageSource, Memory, PAGE, Placement, cpuid, make_vcpus, pvh_vcpu,
-    seed_grants,
+    seed_grants, that_fits,
 };
 use crate::config::GuestConfig;
 use crate::hypercalls::Hypercalls;
@@ -25,7 +25,7 @@ pub(super) async fn build<H: Hypercalls, S: ImageSource>(
     images: &mut S,
     placing: &mut Option<impl Sized>,
 ) -> Result<Built, BuildError> {
-    let layout = PvhLayout::new(config)?;
+    let layout = that_fits(config, PvhLayout::new)?;
     let calls = xen.calls();
     let memory = Memory {
         calls,
