@@ -141,6 +141,15 @@ impl Setup {
         }
     }
 
+    /// Makes what any test uses.
+    pub fn all_pieces(&mut self) -> Result<()> {
+        self.xen_utils()?;
+        for version in [XenVersion::V4_17, XenVersion::V4_20] {
+            self.headers(version)?;
+        }
+        self.guests_pieces()
+    }
+
     /// Makes what the integration tests use.
     pub fn guests_pieces(&mut self) -> Result<()> {
         for version in [XenVersion::V4_17, XenVersion::V4_20] {

@@ -61,6 +61,11 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
         // Half of it is one link on one core: the host tests have the other meanwhile. Not
         // clippy, which waits for the same folder.
         let mut building = None;
+        // Fetching waits for the network most of the time.
+        let mut fetching = only.is_empty().then(|| {
+            let mut setup = setup.share();
+            scope.spawn(move || setup.all_pieces())
+        });
         let mut is_built = true;
         for stage in STAGES
             .iter()
@@ -68,6 +73,15 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
         {
             if builds && *stage == "host-tests" {
                 building = Some(scope.spawn(build));
+            }
+            if *stage == "test-xenstore"
+                && let Some(fetching) = fetching.take()
+            {
+                let fetched = fetching.join();
+                let fetched = fetched.unwrap_or_else(|panic| resume_unwind(panic));
+                if !report.step("fetch", || fetched.map(|()| Outcome::Passed(String::new()))) {
+                    return false;
+                }
             }
             is_built = report.step(stage, || match *stage {
                 "fmt" => passed(checks::format(paths, &logs)?),

@@ -306,12 +306,15 @@ impl NetQueue for Queue {
         if held_up || self.tx_stopping {
             return;
         }
-        log::error!(
-            "igb: transmit queue {} has a link and sends nothing: started anew, {} frames lost",
-            self.number,
-            self.in_flight.len()
-        );
+        let unsent = self.in_flight.len();
         self.flush_tx();
+        if !self.tx_stopping {
+            log::error!(
+                "igb: transmit queue {} had a link and sent nothing: started anew, {unsent} \
+                 frames lost",
+                self.number
+            );
+        }
     }
 
     fn has_room(&self) -> bool {

@@ -86,6 +86,12 @@ pub struct Created {
     pub node: Option<NodeId>,
 }
 
+/// What a guest that is made again takes over from the one that ended.
+struct Heritage {
+    brake: RestartBrake,
+    claims: Vec<VolumeClaim>,
+}
+
 /// The table.
 pub struct Guests {
     table: RefCell<BTreeMap<String, Rc<Guest>>>,
@@ -244,26 +250,27 @@ impl Guests {
         config: GuestConfig,
         paused: bool,
     ) -> Result<Created, RpcError> {
-        self.create_with(host, config, paused, RestartBrake::default(), Vec::new())
-            .await
+        self.create_with(host, config, paused, None).await
     }
 
-    /// The same for a guest that takes over another's brake and volumes.
+    /// The same, or a guest made again: it takes over from one that ended.
     async fn create_with(
         &self,
         host: &Rc<Host>,
         config: GuestConfig,
         paused: bool,
-        brake: RestartBrake,
-        claims: Vec<VolumeClaim>,
+        heritage: Option<Heritage>,
     ) -> Result<Created, RpcError> {
         self.check_staying()?;
         let guest = self.reserve(config)?;
-        guest.brake.set(brake);
-        for claim in &claims {
-            claim.hand_to(guest.clone());
+        let is_made_again = heritage.is_some();
+        if let Some(Heritage { brake, claims }) = heritage {
+            guest.brake.set(brake);
+            for claim in &claims {
+                claim.hand_to(guest.clone());
+            }
+            *guest.claims.borrow_mut() = claims;
         }
-        *guest.claims.borrow_mut() = claims;
         let mut turn = guest.turn.lock().await;
         let made = async {
             let created = life::start(host, &guest, paused).await?;
@@ -278,8 +285,13 @@ impl Guests {
         let made = made.await;
         // A domain that cannot be ended stays listed.
         if made.is_err() && guest.domid().is_none() {
-            // Who was to be made again has one.
-            self.forget_definition(host, &guest.name()).await;
+            if is_made_again {
+                self.forget_definition(host, &guest.name()).await;
+            }
+            if !self.has_twin(&guest) {
+                // Of one that ended meanwhile.
+                nodes::remove_vm(host, &guest.config.borrow());
+            }
             *turn = true;
             self.forget(&guest);
         }
@@ -397,12 +409,13 @@ impl Guests {
     /// Gives a guest another name, on its domain and in xenstore, for who has its turn.
     fn rename(&self, host: &Host, guest: &Guest, name: String) -> Result<(), RpcError> {
         check_guest_name(&name)?;
+        let keep_vm = guest.kept.get() && self.has_twin(guest);
         let mut table = self.table.borrow_mut();
         if table.contains_key(&name) {
             return Err(RpcError::GuestExists { name });
         }
         if let Some(domid) = guest.domid() {
-            nodes::rename(host, &guest.config.borrow(), domid, &name, guest.kept.get())?;
+            nodes::rename(host, &guest.config.borrow(), domid, &name, keep_vm)?;
         }
         let old = core::mem::replace(&mut guest.config.borrow_mut().name, name.clone());
         if let Some(guest) = table.remove(&old) {

@@ -66,19 +66,28 @@ pub fn write_all(store: &Store, nodes: &[Node], guest: DomId) -> Result<(), XsEr
 /// the configuration now.
 pub fn remove(host: &Host, config: &GuestConfig, domid: DomId, keep_vm: bool) {
     let ours = home(BACKEND);
-    let paths = [
+    for path in [
         alloc::format!("{ours}/backend/vbd/{domid}"),
         alloc::format!("{ours}/backend/vif/{domid}"),
         home(domid),
-        vm_path(&config.uuid),
-    ];
-    let count = paths.len() - usize::from(keep_vm);
-    for path in &paths[..count] {
-        match host.store.with(|server| server.remove(path)) {
-            // Not there, nor the node above: a domain without such devices.
-            Ok(()) | Err(XsError::ENOENT) => {}
-            Err(error) => log::warn!("domain {domid}: {path} stays: {}", XsText(error)),
-        }
+    ] {
+        remove_tree(host, &path);
+    }
+    if !keep_vm {
+        remove_vm(host, config);
+    }
+}
+
+/// Takes away what is below `/vm` for a configuration that no guest has any more.
+pub fn remove_vm(host: &Host, config: &GuestConfig) {
+    remove_tree(host, &vm_path(&config.uuid));
+}
+
+fn remove_tree(host: &Host, path: &str) {
+    match host.store.with(|server| server.remove(path)) {
+        // Not there, nor the node above: a domain without such devices.
+        Ok(()) | Err(XsError::ENOENT) => {}
+        Err(error) => log::warn!("xenstore: {path} stays: {}", XsText(error)),
     }
 }
 

@@ -238,15 +238,6 @@ impl Usage {
         self.0.get(&owner).copied().unwrap_or_default()
     }
 
-    /// Bytes that owners will hold more of.
-    pub(crate) fn growth(&self) -> usize {
-        let grown = self
-            .0
-            .values()
-            .map(|(_, bytes)| usize::try_from(*bytes).unwrap_or(0));
-        grown.sum()
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DomId, (isize, isize))> + '_ {
         self.0.iter().map(|(domid, usage)| (*domid, *usage))
     }

@@ -6,9 +6,10 @@
 //! domain saves up to [`DOMAIN_BURST`], and what it can't save goes to a reserve that
 //! domains in debt and new ones draw from. A domain in debt isn't read.
 //!
-//! Beyond xenstored's: a write also costs a credit for each [`BYTES`] of old state that it
-//! made the open transactions keep. They are given up when that becomes too much, and
-//! must not be whenever one guest likes.
+//! Beyond xenstored's: a write that makes the open transactions keep more than [`BYTES`] of
+//! old state costs as many times more, and what it costs more can only be earned or saved,
+//! not drawn from the reserve. They are given up when that becomes too much, and must not
+//! be whenever one guest likes.
 
 /// Thousandths of a write.
 pub(crate) type Credit = i64;
@@ -35,6 +36,8 @@ pub(crate) struct RateLimit {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Share {
     credit: Credit,
+    /// What it owes for old states, to be earned before anything else; not below 0.
+    owed: Credit,
     updated_ms: u64,
 }
 
@@ -45,6 +48,7 @@ impl RateLimit {
         self.reserve -= gift;
         Share {
             credit: gift,
+            owed: 0,
             updated_ms: now_ms,
         }
     }
@@ -70,7 +74,9 @@ impl RateLimit {
             return;
         }
         share.updated_ms = now_ms;
-        share.credit += earned;
+        let paid = earned.min(share.owed);
+        share.owed -= paid;
+        share.credit += earned - paid;
         if share.credit < 0 && self.reserve > 0 {
             let loan = self.reserve.min(-share.credit);
             self.reserve -= loan;
@@ -84,8 +90,11 @@ impl RateLimit {
 
     pub(crate) fn pay(&mut self, share: &mut Share, copied: u64, now_ms: u64) {
         self.earn(share, now_ms);
-        let credits = i64::try_from(copied / BYTES).unwrap_or(i64::MAX).max(1);
-        share.credit = share.credit.saturating_sub(WRITE.saturating_mul(credits));
+        let all = i64::try_from(copied.saturating_mul(WRITE.unsigned_abs()) / BYTES);
+        let more = all.map_or(i64::MAX, |all| (all - WRITE).max(0));
+        let saved = more.min(share.credit.max(0));
+        share.credit -= saved + WRITE;
+        share.owed = share.owed.saturating_add(more - saved);
         if share.credit < 0 && self.reserve > 0 {
             let loan = self.reserve.min(-share.credit);
             self.reserve -= loan;
@@ -95,10 +104,11 @@ impl RateLimit {
 
     /// Milliseconds until a domain is out of debt; `None`: it is not in debt.
     pub(crate) fn wait_ms(&self, share: &Share) -> Option<u64> {
-        if share.credit >= 0 {
+        let debt = share.owed.saturating_sub(share.credit.min(0));
+        if debt == 0 {
             return None;
         }
-        let wait = -share.credit * 1000 * self.domains.max(1) / RATE + 1;
+        let wait = debt.saturating_mul(1000 * self.domains.max(1)) / RATE + 1;
         u64::try_from(wait).ok()
     }
 }
@@ -141,6 +151,27 @@ mod tests {
         }
         limit.leave(quiet);
         limit.leave(noisy);
+    }
+
+    #[test]
+    fn old_states_are_not_paid_from_the_reserve() {
+        let mut limit = RateLimit::default();
+        let mut share = limit.join(0);
+        // A rest that fills the reserve.
+        limit.earn(&mut share, 60_000);
+        for _ in 0..100 {
+            limit.pay(&mut share, BYTES, 60_000);
+            assert_eq!(limit.wait_ms(&share), None, "a plain write is");
+        }
+        limit.pay(&mut share, 1001 * BYTES, 60_000);
+        let wait = limit.wait_ms(&share).unwrap();
+        assert!((4_950..5_010).contains(&wait), "{wait} ms");
+        limit.earn(&mut share, 60_000 + wait);
+        assert_eq!(limit.wait_ms(&share), None);
+        // In part, in proportion.
+        limit.pay(&mut share, BYTES * 3 / 2, 60_000 + wait);
+        let wait = limit.wait_ms(&share).unwrap();
+        assert!((2..5).contains(&wait), "{wait} ms");
     }
 
     #[test]

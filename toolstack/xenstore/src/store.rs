@@ -22,6 +22,8 @@ pub(crate) struct Store {
     /// Bytes ever copied or cut out that a snapshot may hold: bounds from above what a
     /// snapshot keeps alive, by the difference since it was taken.
     copied: u64,
+    /// Bytes of nodes ever made, without their values.
+    made: u64,
 }
 
 /// What is found on the way to a path.
@@ -49,6 +51,7 @@ impl Store {
             special: Rc::new(Node::new(perms.clone(), 1)),
             generation: 1,
             copied: 0,
+            made: 0,
         };
         for name in [
             "/tool/xenstored",
@@ -104,11 +107,18 @@ impl Store {
         self.copied
     }
 
-    /// Takes another state, without going back in generations or copies: numbers of
-    /// states that were given up are never used again.
+    /// See the field.
+    pub(crate) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Takes an earlier state back, without going back in generations: numbers of states that
+    /// were given up are never used again. What was copied since is gone with what it was
+    /// copied for, and no snapshot was taken in between.
     pub(crate) fn restore(&mut self, state: Self) {
         self.root = state.root;
         self.special = state.special;
+        self.copied = state.copied;
     }
 
     /// The node to write to, which exists; the way to it is made our own.
@@ -165,6 +175,7 @@ impl Store {
                 self.generation += 1;
                 node.generation = self.generation;
                 self.generation += 1;
+                self.made += node_cost(segment.len(), perms.entries().len(), 0) as u64;
                 let child = Node::new(perms.clone(), self.generation);
                 node.children.insert(segment, Rc::new(child), copied);
             }

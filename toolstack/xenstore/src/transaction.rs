@@ -129,15 +129,14 @@ impl Transaction {
         self.account.transaction_nodes.seen(self.accessed());
     }
 
-    /// Charges what is recorded, and what the view holds beside the base.
+    /// Charges what is recorded, and what the view holds beside the base: not less for what
+    /// it has no longer, which the base still has. New values are among what is recorded.
     fn recharge(&mut self) {
-        let view = self
-            .snapshot
-            .as_ref()
-            .map_or(0, |(base, view)| view.copied() - base.copied());
+        let view = self.snapshot.as_ref().map_or(0, |(base, view)| {
+            (view.copied() - base.copied()) + (view.made() - base.made())
+        });
         let view = usize::try_from(view).unwrap_or(usize::MAX);
-        let new = self.usage.growth();
-        let all = TRANSACTION_COST + self.recorded + new;
+        let all = TRANSACTION_COST + self.recorded;
         self.charge.set(all.saturating_add(view));
     }
 

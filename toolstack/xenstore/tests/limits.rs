@@ -191,6 +191,29 @@ fn events_of_dom0_stop_at_the_watchers_memory() {
     bed.check();
 }
 
+/// What a transaction removes from its view is still there for everybody else.
+#[test]
+fn nodes_made_in_a_transaction_are_not_paid_by_others_it_removes() {
+    let mut bed = Bed::new();
+    let guest = bed.guest(3);
+    let value = "x".repeat(1000);
+    for i in 0..900 {
+        bed.write(guest, 0, &format!("big/{}/{i}", i / 100), &value)
+            .unwrap();
+    }
+    let tx = bed.start(guest).unwrap();
+    bed.rm(guest, tx, "big").unwrap();
+    let before = memory(&bed, 3);
+    for i in 0..15 {
+        bed.mkdir(guest, tx, &format!("new/{i}{}", "/a".repeat(58)))
+            .unwrap();
+    }
+    let more = memory(&bed, 3) - before;
+    assert!(more > 15 * 59 * 224, "{more} bytes charged");
+    bed.end(guest, tx, false).unwrap();
+    bed.check();
+}
+
 /// CVE-2022-42315, third way: large nodes times transactions.
 #[test]
 fn transactions_with_large_nodes_are_charged() {

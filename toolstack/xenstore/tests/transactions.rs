@@ -396,6 +396,8 @@ fn others_transactions_outlive_what_a_guest_makes_them_keep() {
             bed.write(noisy, 0, &path(i), &value).unwrap();
         }
         let mut own = None;
+        // Nobody writes, which fills what all may draw from.
+        bed.wait(60_000);
         for _ in 0..30 {
             let theirs = bed.start(victim).unwrap();
             bed.write(victim, theirs, "device/vif/0/state", "3")
@@ -425,6 +427,36 @@ fn others_transactions_outlive_what_a_guest_makes_them_keep() {
             }
         }
     }
+}
+
+/// A commit that comes to nothing leaves nothing behind that others had to make room for.
+#[test]
+fn failed_commits_cost_nobody_a_transaction() {
+    let mut bed = Bed::new();
+    let (noisy, victim) = (bed.guest(3), bed.guest(4));
+    let value = "x".repeat(2000);
+    for i in 0..900 {
+        bed.write(noisy, 0, &format!("big/{}/{i}", i / 100), &value)
+            .unwrap();
+    }
+    bed.mkdir(noisy, 0, "p/y").unwrap();
+    let theirs = bed.start(victim).unwrap();
+    bed.write(victim, theirs, "device/vif/0/state", "3")
+        .unwrap();
+    let in_vain: Vec<u32> = (0..5)
+        .map(|_| {
+            let tx = bed.start(noisy).unwrap();
+            bed.rm(noisy, tx, "big").unwrap();
+            bed.rm(noisy, tx, "p/y").unwrap();
+            tx
+        })
+        .collect();
+    bed.rm(noisy, 0, "p").unwrap();
+    for tx in in_vain {
+        assert_eq!(refused(bed.end(noisy, tx, true)), "EAGAIN");
+    }
+    bed.end(victim, theirs, true).unwrap();
+    bed.check();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use toolstack_rpc::RpcError;
 use xen_abi::xen::virq;
 use xen_abi::{DomId, EvtchnPort, PAGE_SIZE};
 
-use super::{Created, Guest, Running, one_node};
+use super::{Created, Guest, Heritage, Running, one_node};
 use crate::event::Port;
 use crate::exec;
 use crate::grants;
@@ -339,11 +339,13 @@ async fn rename_and_restart(host: &Rc<Host>, guest: &Rc<Guest>, domid: DomId) {
         guest.kept.set(false);
         return log::error!("guest {name}: not restarted: {error}");
     }
-    let brake = guest.brake.get();
-    let claims = guest.claims.take();
+    let heritage = Heritage {
+        brake: guest.brake.get(),
+        claims: guest.claims.take(),
+    };
     let made = host
         .guests
-        .create_with(host, config.clone(), false, brake, claims);
+        .create_with(host, config.clone(), false, Some(heritage));
     if let Err(error) = made.await {
         log::error!("guest {name}: cannot be restarted: {error}");
     }
