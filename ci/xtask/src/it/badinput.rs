@@ -419,14 +419,14 @@ fn cut(lab: &mut Lab) -> Result<Outcome> {
 
 fn cut_import(lab: &mut Lab) -> Result<()> {
     let file = lab.dir.join("large.bin");
-    let bytes: Vec<u8> = (0_u32..40_000_000 / 4)
+    let bytes: Vec<u8> = (0_u32..12_000_000 / 4)
         .flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
     fs::write(&file, bytes)?;
     let file = file.to_string_lossy().into_owned();
     let import = ["volume", "import", "half", &file];
     let before = lab.json(&["volume", "list"])?;
-    cut_after(lab, 10_000_000, &import, " lost: ")?;
+    cut_after(lab, 4_000_000, &import, " lost: ")?;
     // The host sees the end in its own time.
     let deadline = Instant::now() + CLI_LIMIT;
     loop {
@@ -464,7 +464,7 @@ fn cut_overwrite(lab: &mut Lab) -> Result<()> {
     let file = lab.dir.join("large.bin");
     let file = file.to_string_lossy().into_owned();
     let over = ["volume", "import", "--overwrite", "half", &file];
-    lab.volume("half", "40M")?;
+    lab.volume("half", "12M")?;
     cut_after(lab, 3_000_000, &over, " lost: ")?;
     wait_for_mark(lab)?;
     let create = config(lab, "on-half", &|text| {

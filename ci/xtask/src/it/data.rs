@@ -34,7 +34,7 @@ fn fio(verify_only: bool) -> String {
         "--end_fsync=1 --do_verify=1"
     };
     format!(
-        "fio --name=p --filename=/dev/xvda --rw=randwrite --size=48m --bsrange=4k-128k \
+        "fio --name=p --filename=/dev/xvda --rw=randwrite --size=24m --bsrange=4k-128k \
          --direct=1 --ioengine=libaio --iodepth=16 --randseed=11 --verify=crc32c \
          --verify_fatal=1 {mode} --group_reporting --output=/tmp/fio.txt || \
          {{ cat /tmp/fio.txt; false; }}"
@@ -42,7 +42,7 @@ fn fio(verify_only: bool) -> String {
 }
 
 fn patterns(lab: &mut Lab) -> Result<Outcome> {
-    lab.volume("data", "64M")?;
+    lab.volume("data", "32M")?;
     let spec = GuestSpec::new("writer").with_fio().vcpus(2).disk("data");
     let mut guest = lab.boot(&spec)?;
     guest.ok_within(&fio(false), FIO_LIMIT)?;

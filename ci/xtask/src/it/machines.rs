@@ -63,7 +63,7 @@ pub fn one_socket() -> Result<BedOptions> {
         cores: 3,
         nic2: Some(Nic::Igb),
         extra_disk: vec![64, 128],
-        disk_size: 1024,
+        disk_size: 640,
         ..forwarding(ADDRESS, 80)?
     })
 }
@@ -105,8 +105,8 @@ fn second_nic(lab: &mut Lab) -> Result<Outcome> {
     passed()
 }
 
-/// Ramdisks one after the other, of which the image area, a tenth of the disk, holds one
-/// or two next to the kernel.
+/// Ramdisks one after the other, of which the image area, which is as small as it gets
+/// (64 MiB), holds one or two next to the kernels of other tests.
 fn images_make_room(lab: &mut Lab) -> Result<Outcome> {
     let file = lab.dir.join("ramdisk.bin");
     let config = lab.write_config(&GuestSpec::new("g"))?;
@@ -118,9 +118,9 @@ fn images_make_room(lab: &mut Lab) -> Result<Outcome> {
     });
     fs::write(&config, lines.collect::<Vec<_>>().join("\n"))?;
     let config = config.to_string_lossy();
-    for round in 0..5_u8 {
+    for round in 0..4_u8 {
         // It is never run.
-        fs::write(&file, vec![round + 1; 30_000_000])?;
+        fs::write(&file, vec![round + 1; 20_000_000])?;
         lab.closer_within(&["create", "-p", &config], TRANSFER_LIMIT)
             .with_context(|| format!("ramdisk {round}"))?;
         lab.closer(&["destroy", "g"])?;
