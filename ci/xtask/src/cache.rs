@@ -19,6 +19,8 @@ const STAMP: &str = ".stamp";
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,
+    /// What is made is told to nobody.
+    quiet: bool,
     _lock: Arc<File>,
 }
 
@@ -38,7 +40,27 @@ impl Cache {
             lock.lock().context("cannot lock the cache")?;
         }
         let lock = Arc::new(lock);
-        Ok(Self { root, _lock: lock })
+        Ok(Self {
+            root,
+            quiet: false,
+            _lock: lock,
+        })
+    }
+
+    /// The same for a thread that runs beside something that prints.
+    #[must_use]
+    pub fn quietly(&self) -> Self {
+        Self {
+            quiet: true,
+            ..self.clone()
+        }
+    }
+
+    /// Prints a line about a piece.
+    pub fn say(&self, line: &str) {
+        if !self.quiet {
+            println!("  {line}");
+        }
     }
 
     /// The folder.
@@ -57,7 +79,7 @@ impl Cache {
         let path = self.root.join(name);
         match is_whole(&path, recipe) {
             Ok(()) => return Ok(path),
-            Err(why) if path.exists() => println!("  {name}: made again: {why}"),
+            Err(why) if path.exists() => self.say(&format!("{name}: made again: {why}")),
             Err(_) => {}
         }
         let started = Instant::now();
@@ -68,7 +90,8 @@ impl Cache {
         fs::write(making.join(STAMP), stamp(&making, recipe)?).context("cannot write the stamp")?;
         remove(&path)?;
         fs::rename(&making, &path).with_context(|| format!("cannot put {name} in place"))?;
-        println!("  {name}: made in {:.0} s", started.elapsed().as_secs_f32());
+        let time = started.elapsed().as_secs_f32();
+        self.say(&format!("{name}: made in {time:.0} s"));
         Ok(path)
     }
 }

@@ -164,9 +164,10 @@ impl Setup {
     /// Programs of Debian 13 with their libraries, only unpacked.
     fn guest_tools(&mut self) -> Result<PathBuf> {
         let log = self.paths().target.join("guest-tools.log");
-        self.cache()
+        let cache = self.cache();
+        cache
             .piece("guest-tools", 2, |dir| {
-                println!("  guest-tools: fetching from Debian trixie");
+                cache.say("guest-tools: fetching from Debian trixie");
                 let root = dir.join("root");
                 let mut command = mmdebstrap()?;
                 command

@@ -99,15 +99,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Setup => {
             let mut setup = setup::Setup::open(&paths)?;
-            for version in setup::XenVersion::ALL {
-                setup.xen(version)?;
-                setup.headers(version)?;
-            }
-            setup.linux(debian::Suite::Trixie)?;
-            setup.linux(debian::Suite::Bookworm)?;
-            setup.grub()?;
-            setup.xen_utils()?;
-            setup.guests_pieces()?;
+            setup.all_pieces()?;
             setup.debian_root()?;
             println!("{} is complete", paths.cache.display());
             Ok(())

@@ -130,8 +130,8 @@ impl Setup {
         })
     }
 
-    /// The same cache for a thread beside this one. Whoever shares it has made the pieces
-    /// before ([`Self::guests_pieces`]): two threads do not make the same at once.
+    /// The same cache for a thread beside this one. Two threads must not make the same piece
+    /// at once: one of them has made all before, or the other makes none.
     #[must_use]
     pub fn share(&self) -> Self {
         Self {
@@ -144,15 +144,22 @@ impl Setup {
     /// Makes what any test uses.
     pub fn all_pieces(&mut self) -> Result<()> {
         self.xen_utils()?;
-        for version in [XenVersion::V4_17, XenVersion::V4_20] {
+        for version in XenVersion::ALL {
             self.headers(version)?;
         }
         self.guests_pieces()
     }
 
+    /// The same while something else prints; only an error is told.
+    pub fn fetch_quietly(&self) -> Result<()> {
+        let mut setup = self.share();
+        setup.cache = self.cache.quietly();
+        setup.all_pieces()
+    }
+
     /// Makes what the integration tests use.
     pub fn guests_pieces(&mut self) -> Result<()> {
-        for version in [XenVersion::V4_17, XenVersion::V4_20] {
+        for version in XenVersion::ALL {
             self.xen(version)?;
         }
         for kind in [Ramdisk::Small, Ramdisk::Tools, Ramdisk::Full] {
@@ -271,7 +278,7 @@ impl Setup {
     ) -> Result<PathBuf> {
         let Self { cache, apts, .. } = self;
         cache.piece(name, recipe, |dir| {
-            println!("  {name}: fetching from Debian {}", suite.name());
+            cache.say(&format!("{name}: fetching from Debian {}", suite.name()));
             if !apts.contains_key(suite.name()) {
                 apts.insert(suite.name(), Apt::open(cache, suite)?);
             }

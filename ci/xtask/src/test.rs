@@ -62,10 +62,10 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
         // clippy, which waits for the same folder.
         let mut building = None;
         // Fetching waits for the network most of the time.
-        let mut fetching = only.is_empty().then(|| {
-            let mut setup = setup.share();
-            scope.spawn(move || setup.all_pieces())
-        });
+        let beside = setup.share();
+        let mut fetching = only
+            .is_empty()
+            .then(|| scope.spawn(move || beside.fetch_quietly()));
         let mut is_built = true;
         for stage in STAGES
             .iter()
@@ -79,9 +79,7 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
             {
                 let fetched = fetching.join();
                 let fetched = fetched.unwrap_or_else(|panic| resume_unwind(panic));
-                if !report.step("fetch", || fetched.map(|()| Outcome::Passed(String::new()))) {
-                    return false;
-                }
+                report.step("fetch", || fetched.map(|()| Outcome::Passed(String::new())));
             }
             is_built = report.step(stage, || match *stage {
                 "fmt" => passed(checks::format(paths, &logs)?),

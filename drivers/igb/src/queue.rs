@@ -171,6 +171,12 @@ impl Queue {
         let unsent = self.in_flight.len() as u64;
         self.shared.counted.add(Counted::TxUnsent, unsent);
         self.in_flight.clear();
+        if self.tx_stopping {
+            log::warn!(
+                "igb: transmit queue {} has stopped: started anew, {unsent} frames lost",
+                self.number
+            );
+        }
         (self.tx_tail, self.tx_used, self.context) = (0, 0, None);
         self.tx_stopping = false;
         self.program_tx();

@@ -219,9 +219,14 @@ impl Guests {
         Ok(guest)
     }
 
-    /// Takes a guest out of the table, for good. Its volumes are anybody's then.
-    fn forget(&self, guest: &Guest) {
+    /// Takes a guest out of the table, for good. Its volumes are anybody's then, and what its
+    /// configuration has in xenstore goes with the last that has it.
+    fn forget(&self, host: &Host, guest: &Guest) {
+        let is_last = !self.has_twin(guest);
         self.table.borrow_mut().remove(&guest.name());
+        if is_last {
+            nodes::remove_vm(host, &guest.config.borrow());
+        }
         drop(guest.claims.take());
         guest.console.note(&format!("closer: {guest} is gone"));
         guest.console.end();
@@ -288,12 +293,8 @@ impl Guests {
             if is_made_again {
                 self.forget_definition(host, &guest.name()).await;
             }
-            if !self.has_twin(&guest) {
-                // Of one that ended meanwhile.
-                nodes::remove_vm(host, &guest.config.borrow());
-            }
             *turn = true;
-            self.forget(&guest);
+            self.forget(host, &guest);
         }
         made
     }
@@ -402,7 +403,7 @@ impl Guests {
         // While the name is still taken.
         self.forget_definition(host, &guest.name()).await;
         *ended = true;
-        self.forget(guest);
+        self.forget(host, guest);
         Ok(())
     }
 

@@ -62,9 +62,9 @@ pub fn write_all(store: &Store, nodes: &[Node], guest: DomId) -> Result<(), XsEr
     })
 }
 
-/// Takes away what `write` and the guest's devices left. `vm` stays if another guest has
-/// the configuration now.
-pub fn remove(host: &Host, config: &GuestConfig, domid: DomId, keep_vm: bool) {
+/// Takes away what `write` and the guest's devices left of a domain. What is below `/vm` is
+/// its configuration's, which may get another domain.
+pub fn remove(host: &Host, domid: DomId) {
     let ours = home(BACKEND);
     for path in [
         alloc::format!("{ours}/backend/vbd/{domid}"),
@@ -72,9 +72,6 @@ pub fn remove(host: &Host, config: &GuestConfig, domid: DomId, keep_vm: bool) {
         home(domid),
     ] {
         remove_tree(host, &path);
-    }
-    if !keep_vm {
-        remove_vm(host, config);
     }
 }
 

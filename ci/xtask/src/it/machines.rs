@@ -106,7 +106,7 @@ fn second_nic(lab: &mut Lab) -> Result<Outcome> {
 }
 
 /// Ramdisks one after the other, of which the image area, which is as small as it gets
-/// (64 MiB), holds one or two next to the kernels of other tests.
+/// (64 MiB), holds one or two next to the kernel.
 fn images_make_room(lab: &mut Lab) -> Result<Outcome> {
     let file = lab.dir.join("ramdisk.bin");
     let config = lab.write_config(&GuestSpec::new("g"))?;
@@ -118,9 +118,9 @@ fn images_make_room(lab: &mut Lab) -> Result<Outcome> {
     });
     fs::write(&config, lines.collect::<Vec<_>>().join("\n"))?;
     let config = config.to_string_lossy();
-    for round in 0..4_u8 {
+    for round in 0..8_u8 {
         // It is never run.
-        fs::write(&file, vec![round + 1; 20_000_000])?;
+        fs::write(&file, vec![round + 1; 10_000_000])?;
         lab.closer_within(&["create", "-p", &config], TRANSFER_LIMIT)
             .with_context(|| format!("ramdisk {round}"))?;
         lab.closer(&["destroy", "g"])?;
@@ -187,7 +187,10 @@ fn renamed_in_vain(lab: &mut Lab) -> Result<Outcome> {
     lab.bed()?.wait_for_line(said, TRANSFER_LIMIT)?;
     let kept = format!("a-{old}");
     ensure!(lab.guests()? == [kept.as_str()], "{:?}", lab.guests()?);
-    lab.closer(&["destroy", &kept])?;
+    lab.closer(&["rename", &kept, "b"])?;
+    let names = lab.closer(&["xenstore-ls", "/vm"])?;
+    ensure!(names.contains("/name = \"b\""), "the name in /vm: {names}");
+    lab.closer(&["destroy", "b"])?;
     let left = lab.closer(&["xenstore-ls", "/vm"])?;
     ensure!(left.lines().count() == 1, "left in /vm: {left}");
     passed()

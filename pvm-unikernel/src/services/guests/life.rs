@@ -195,8 +195,7 @@ pub(super) async fn end(host: &Rc<Host>, guest: &Rc<Guest>) -> Result<(), RpcErr
         .await
         .map_err(|error| failed("destroy", error))?;
     host.store.with(|server| server.domain_released(domid));
-    let keep_vm = host.guests.has_twin(guest);
-    nodes::remove(host, &guest.config.borrow(), domid, keep_vm);
+    nodes::remove(host, domid);
     *guest.running.borrow_mut() = None;
     *guest.placement.borrow_mut() = None;
     Ok(())
@@ -303,7 +302,7 @@ async fn ended(host: Rc<Host>, guest: Rc<Guest>, domid: DomId, reason: ShutdownR
     // While the name is still taken.
     host.guests.forget_definition(&host, &guest.name()).await;
     *turn = true;
-    host.guests.forget(&guest);
+    host.guests.forget(&host, &guest);
 }
 
 /// Asks the guest's brake.
