@@ -79,7 +79,11 @@ pub fn run(paths: &Paths, only: &[String]) -> Result<()> {
             {
                 let fetched = fetching.join();
                 let fetched = fetched.unwrap_or_else(|panic| resume_unwind(panic));
-                report.step("fetch", || fetched.map(|()| Outcome::Passed(String::new())));
+                // What a mirror did not give then it may give now, or the error is told.
+                report.step("fetch", || {
+                    fetched.or_else(|_| setup.all_pieces())?;
+                    passed(String::new())
+                });
             }
             is_built = report.step(stage, || match *stage {
                 "fmt" => passed(checks::format(paths, &logs)?),
